@@ -1,0 +1,63 @@
+"""What analyses find out about one site. All fact classes live here, so that passes never import each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FeedForwards:
+    """The host was searched: graph.sites and graph.refusals are filled. (A fact of the whole model.)"""
+
+    found: int
+    refused: int
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationSample:
+    """Inputs of the FFN on calibration data: a uniform sample of tokens.
+
+    inputs: [kept, hidden] float32. seen: the number of tokens that it was drawn from.
+    """
+
+    inputs: Tensor
+    seen: int
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronStatistics:
+    """Moments of the neuron outputs h over all calibration tokens (not only the sample), each [neurons] float32."""
+
+    tokens: int
+    mean: Tensor
+    second_moment: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronGroups:
+    """A clustering of neurons: groups (int64 indices, one tensor an expert) and the neurons of a shared expert."""
+
+    groups: tuple[Tensor, ...]
+    shared: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """The spec of the site holds experts, all on."""
+
+    sizes: tuple[int, ...]
+    partition: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """The spec of the site holds a router and a choice rule."""
+
+    router: str
+    top_k: int | None
+    threshold: float | None
+
+
+Fact = FeedForwards | ActivationSample | NeuronStatistics | NeuronGroups | Experts | Routing

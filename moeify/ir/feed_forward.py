@@ -1,0 +1,120 @@
+"""A site: where a feed-forward network stands in its host, with lazy handles to its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from moeify.ir.activations import activation
+
+#: How the eager model is rewritten (see docs/decisions/0001-four-ways-of-rewriting.md).
+Way = Literal["submodule", "identity", "stash", "weights"]
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A lazy handle to one parameter of the host, or to a run of its rows.
+
+    `read()` gives the neuron-major form: a matrix of shape [neurons, hidden] (up, gate) or [neurons, output] (down), a
+    bias of shape [neurons] or [output]. Nothing is held in memory until then.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    load: Callable[[str], Tensor] = field(repr=False)
+    rows: tuple[int, int] | None = None  # along the neuron axis, after transposing
+    transposed: bool = False  # the host stores the transpose of the neuron-major form
+
+    def read(self) -> Tensor:
+        """The values, detached, in the host's dtype; may share memory with the host: never write to it."""
+        value = self.load(self.parameter).detach()
+        if self.transposed:
+            value = value.T
+        return value if self.rows is None else value[self.rows[0] : self.rows[1]]
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """How a finished MoE layer is put into the eager model; plain data, kept in the output folder.
+
+    `modules` names what is touched, by role: "submodule" -> {ffn}; "identity" and "stash" -> {up, [gate], [activation],
+    down}; "weights" -> {owner, up, [gate], down, [biases]} with parameter names relative to the owner.
+    `hidden_dropout` and `output_dropout` are probabilities that the new layer must apply itself in training.
+    """
+
+    way: Way
+    modules: Mapping[str, str]
+    hidden_dropout: float = 0.0
+    output_dropout: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class FeedForward:
+    """One feed-forward network of the host, in execution order of its first call.
+
+    path: the module path that names it (the FFN module, or the one that owns its matrices); unique among sites.
+    neurons, hidden, output: sizes. calls: how often one forward runs it (2 and more: a shared FFN).
+    """
+
+    path: str
+    activation: str
+    hidden: int
+    neurons: int
+    output: int
+    up: Weight
+    down: Weight
+    rewrite: Rewrite
+    gate: Weight | None = None
+    up_bias: Weight | None = None
+    gate_bias: Weight | None = None
+    output_bias: Weight | None = None
+    calls: int = 1
+
+    @property
+    def gated(self) -> bool:
+        return self.gate is not None
+
+    @property
+    def kind(self) -> Literal["gated", "two-matrix"]:
+        return "gated" if self.gated else "two-matrix"
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights in the matrices, biases left out."""
+        return self.neurons * (self.hidden * (2 if self.gated else 1) + self.output)
+
+    def keys(self) -> Tensor:
+        """The rows that decide whether a neuron fires, [neurons, hidden]: gate rows if gated, else up rows."""
+        return (self.gate or self.up).read()
+
+    def neuron_outputs(self, x: Tensor, neurons: Tensor | None = None) -> Tensor:
+        """h(x), [tokens, neurons] for x [tokens, hidden], in x's dtype; `neurons` (indices) picks some of them."""
+
+        def project(weight: Weight, bias: Weight | None) -> Tensor:
+            matrix = _picked(weight.read(), neurons).to(x.dtype)
+            return torch.nn.functional.linear(x, matrix, None if bias is None else _picked(bias.read(), neurons).to(x.dtype))
+
+        act = activation(self.activation)
+        up = project(self.up, self.up_bias)
+        return act(up) if self.gate is None else act(project(self.gate, self.gate_bias)) * up
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The dense output, [tokens, output] for x [tokens, hidden], in x's dtype."""
+        y = self.neuron_outputs(x) @ self.down.read().to(x.dtype)
+        return y if self.output_bias is None else y + self.output_bias.read().to(x.dtype)
+
+
+def _picked(value: Tensor, neurons: Tensor | None) -> Tensor:
+    return value if neurons is None else value[neurons]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A place that looks like a feed-forward network but is left alone, and why (one sentence)."""
+
+    path: str
+    reason: str

@@ -1,0 +1,58 @@
+"""The compiler's view of a model: sites, specs, and the host that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from moeify.ir.feed_forward import FeedForward, Refusal
+from moeify.ir.moe_spec import MoESpec
+
+#: One batch of model inputs: positional arguments or keyword arguments.
+Batch = tuple[Any, ...] | dict[str, Any]
+
+
+class Walk(Protocol):
+    """One journey through the model, site by site in execution order. It holds what is alive between two sites."""
+
+    def inputs(self, site: FeedForward) -> Iterator[Tensor]:
+        """The inputs of the site's FFN, [tokens, hidden] a batch, as the converted (or dense) prefix gives them.
+
+        May be iterated more than once before the walk moves on; asking for a later site moves it on.
+        """
+        ...
+
+
+class Host(Protocol):
+    """Where the sites stand: an eager module, an ONNX graph, or shards on disk."""
+
+    def find(self) -> tuple[tuple[FeedForward, ...], tuple[Refusal, ...]]:
+        """All sites in execution order, and the near matches that were refused."""
+        ...
+
+    def walk(self, batches: Iterable[Batch], prefix: str) -> AbstractContextManager[Walk]:
+        """A journey on those batches; prefix is "converted" (what was spliced is used) or "dense"."""
+        ...
+
+    def splice(self, site: FeedForward, spec: MoESpec) -> None:
+        """Puts the finished spec into the host; the dense weights of the site are let go."""
+        ...
+
+
+@dataclass
+class ModelGraph:
+    """A model on its way through the passes. `sites` are the FFNs to work on (all, or those selected), `specs` what has
+    been decided for them so far, by site path."""
+
+    host: Host
+    sites: tuple[FeedForward, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    specs: dict[str, MoESpec] = field(default_factory=dict)
+
+    def only(self, sites: Sequence[FeedForward]) -> ModelGraph:
+        """The same model with fewer sites to work on; specs are shared."""
+        return ModelGraph(self.host, tuple(sites), self.refusals, self.specs)

@@ -1,0 +1,100 @@
+"""The shape of an MoE layer: everything of docs/moe-layer.md but the tensors. Plain data; JSON in the output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+from moeify.errors import InputError, UsageError
+from moeify.ir.activations import activation
+
+GateRule = Literal["one", "softmax", "sigmoid"]
+GATE_RULES: tuple[GateRule, ...] = ("one", "softmax", "sigmoid")
+
+RouterKind = Literal["linear", "average-key", "mlp"]
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """How scores [tokens, experts] come from x [tokens, hidden].
+
+    linear:       x weight^T (+ bias)            weight [experts, hidden], bias [experts]
+    average-key:  the same, and in training the weight follows the mean key row of each expert (EMoE, section 3)
+    mlp:          act(x weight_in^T (+ bias_in)) weight_out^T (+ bias_out), then `output`
+                  weight_in [width, hidden], weight_out [experts, width]
+    """
+
+    kind: RouterKind
+    bias: bool = False
+    width: int | None = None
+    activation: str | None = None
+    output: Literal["identity", "abs"] = "identity"
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """The shape of one MoE layer. Names and meaning follow docs/moe-layer.md; `rank` 0 means no low-rank term."""
+
+    hidden: int
+    output: int
+    activation: str
+    gated: bool
+    offsets: tuple[int, ...]
+    router: RouterConfig | None = None
+    gate_rule: GateRule = "one"
+    normalize: bool = False
+    top_k: int | None = None
+    threshold: float | None = None
+    up_bias: bool = False
+    gate_bias: bool = False
+    output_bias: bool = False
+    selection_bias: bool = False
+    idle: bool = False
+    rank: int = 0
+    hidden_dropout: float = 0.0
+    output_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        activation(self.activation)
+        if self.gate_rule not in GATE_RULES:
+            raise UsageError(f"gate_rule is {self.gate_rule!r}: choose one of {', '.join(GATE_RULES)}")
+        if len(self.offsets) < 2 or self.offsets[0] < 0 or any(a >= b for a, b in zip(self.offsets, self.offsets[1:])):
+            raise UsageError(f"offsets {self.offsets} do not describe at least one expert, none of them empty")
+        if self.top_k is not None and not 1 <= self.top_k <= self.experts:
+            raise UsageError(f"top_k is {self.top_k}: choose from 1 to {self.experts} (the number of experts)")
+        if self.router is None and (self.top_k not in (None, self.experts) or self.threshold is not None):
+            raise UsageError("a choice of experts (top_k or threshold) needs a router")
+
+    @property
+    def experts(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def rows(self) -> int:
+        return self.offsets[-1]
+
+    @property
+    def shared(self) -> int:
+        """The number of rows of the shared expert."""
+        return self.offsets[0]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of rows of each routed expert."""
+        return tuple(b - a for a, b in zip(self.offsets, self.offsets[1:]))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`. Raises InputError for fields that are unknown, missing or of no use."""
+        try:
+            fields = dict(data)
+            fields["offsets"] = tuple(fields["offsets"])
+            if fields.get("router") is not None:
+                fields["router"] = RouterConfig(**fields["router"])
+            return cls(**fields)
+        except (TypeError, KeyError, ValueError, UsageError) as error:
+            raise InputError(f"the description of an MoE layer is damaged: {error}") from error

@@ -1,0 +1,156 @@
+"""What a feed-forward network becomes. Specs are data: passes write them, a splice reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from moeify.errors import ConversionError
+from moeify.ir.activations import activation
+from moeify.ir.feed_forward import FeedForward
+from moeify.ir.moe_config import GateRule, MoEConfig, RouterConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Router:
+    """A router's shape and its tensors, by the names that RouterConfig gives them."""
+
+    config: RouterConfig
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights in its matrices."""
+        return sum(t.numel() for t in self.tensors.values() if t.ndim == 2)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Scores [tokens, experts] for x [tokens, hidden], in x's dtype."""
+        t = {name: value.to(x.dtype) for name, value in self.tensors.items()}
+        if self.config.kind != "mlp":
+            return torch.nn.functional.linear(x, t["weight"], t.get("bias"))
+        inner = torch.nn.functional.linear(x, t["weight_in"], t.get("bias_in"))
+        inner = activation(self.config.activation or "identity")(inner)
+        scores = torch.nn.functional.linear(inner, t["weight_out"], t.get("bias_out"))
+        return scores.abs() if self.config.output == "abs" else scores
+
+
+@dataclass(frozen=True, eq=False)
+class Compensation:
+    """What stands in for idle experts: idle [experts, output]; low_rank_in [rank, hidden], low_rank_out [rank, output]."""
+
+    idle: Tensor | None = None
+    low_rank_in: Tensor | None = None
+    low_rank_out: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MoESpec:
+    """The MoE layer that one FeedForward becomes (docs/moe-layer.md).
+
+    experts: the dense neurons (int64 indices) of each routed expert; sizes may differ, experts may overlap or be copies.
+    shared: the dense neurons of the shared expert, possibly none.
+    weights: new rows in place of the dense ones, sorted shared expert first, by the names up, gate, up_bias, gate_bias,
+        down, output_bias; what is absent is gathered from the dense weights.
+    """
+
+    experts: tuple[Tensor, ...]
+    shared: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    router: Router | None = None
+    gate_rule: GateRule = "one"
+    normalize: bool = False
+    top_k: int | None = None
+    threshold: float | None = None
+    selection_bias: Tensor | None = None
+    compensation: Compensation = Compensation()
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def order(self) -> Tensor:
+        """The dense neuron behind each row of the layer, [rows]."""
+        return torch.cat((self.shared, *self.experts))
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        sizes = torch.tensor([len(self.shared), *(len(e) for e in self.experts)])
+        return tuple(sizes.cumsum(0).tolist())
+
+    def partitions(self, neurons: int) -> bool:
+        """Does every one of the dense neurons stand in exactly one expert, with its own weights?"""
+        order = self.order
+        return not self.weights and len(order) == neurons and bool((order.sort().values == torch.arange(neurons)).all())
+
+    def all_on(self) -> MoESpec:
+        """The same experts with all of them on, gates 1 and no compensation."""
+        return replace(
+            self, router=None, gate_rule="one", normalize=False, top_k=None, threshold=None, selection_bias=None,
+            compensation=Compensation(),
+        )  # fmt: skip
+
+    def config(self, site: FeedForward) -> MoEConfig:
+        """The shape of the layer. Raises UsageError where the parts do not fit together."""
+        low_rank = self.compensation.low_rank_in
+        return MoEConfig(
+            hidden=site.hidden,
+            output=site.output,
+            activation=site.activation,
+            gated=site.gated,
+            offsets=self.offsets,
+            router=None if self.router is None else self.router.config,
+            gate_rule=self.gate_rule,
+            normalize=self.normalize,
+            top_k=self.top_k,
+            threshold=self.threshold,
+            up_bias=site.up_bias is not None or "up_bias" in self.weights,
+            gate_bias=site.gate_bias is not None or "gate_bias" in self.weights,
+            output_bias=site.output_bias is not None or "output_bias" in self.weights,
+            selection_bias=self.selection_bias is not None,
+            idle=self.compensation.idle is not None,
+            rank=0 if low_rank is None else low_rank.shape[0],
+            hidden_dropout=site.rewrite.hidden_dropout,
+            output_dropout=site.rewrite.output_dropout,
+        )
+
+    def tensors(self, site: FeedForward) -> dict[str, Tensor]:
+        """Every tensor of the layer by its name in MoELayer's state_dict, new memory, in the dtype of the dense weights
+        (selection_bias in float32). Router tensors are named "router.<name>".
+
+        Raises ConversionError where a tensor is not finite.
+        """
+        order = self.order
+        found: dict[str, Tensor] = {}
+        for name in ("up", "gate", "up_bias", "gate_bias", "down", "output_bias"):
+            handle = getattr(site, name)
+            if name in self.weights:
+                found[name] = self.weights[name]
+            elif handle is not None:
+                found[name] = handle.read()[order] if name != "output_bias" else handle.read().clone()
+        dtype = found["up"].dtype
+        for name in ("idle", "low_rank_in", "low_rank_out"):
+            value = getattr(self.compensation, name)
+            if value is not None:
+                found[name] = value.to(dtype)
+        if self.router is not None:
+            found |= {f"router.{name}": value.to(dtype) for name, value in self.router.tensors.items()}
+        if self.selection_bias is not None:
+            found["selection_bias"] = self.selection_bias.float()
+        for name, value in found.items():
+            if not bool(torch.isfinite(value).all()):
+                raise ConversionError(f"{site.path}: {name} holds values that are not finite; check the weights of the model")
+        return {name: value.contiguous() for name, value in found.items()}
+
+    def active_fraction(self, site: FeedForward, on: float | None = None) -> float:
+        """Weights that one token uses / weights of the dense FFN; router and low-rank term included, biases left out.
+
+        on: the mean number of routed experts on. Default: top_k, or all experts. With a threshold pass what was measured.
+        """
+        experts = len(self.experts)
+        on = (self.top_k or experts) if on is None else on
+        rows = len(self.shared) + sum(len(e) for e in self.experts) * on / experts
+        used = rows * site.parameters / site.neurons
+        used += 0 if self.router is None else self.router.parameters
+        for factor in (self.compensation.low_rank_in, self.compensation.low_rank_out):
+            used += 0 if factor is None else factor.numel()
+        return used / site.parameters
