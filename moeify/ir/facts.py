@@ -16,6 +16,11 @@ class FeedForwards:
 
 
 @dataclass(frozen=True, eq=False)
+class CalibrationData:
+    """The run has calibration data. (A fact of the whole model, given by the pipeline itself.)"""
+
+
+@dataclass(frozen=True, eq=False)
 class ActivationSample:
     """Inputs of the FFN on calibration data: a uniform sample of tokens.
 
@@ -60,4 +65,4 @@ class Routing:
     threshold: float | None
 
 
-Fact = FeedForwards | ActivationSample | NeuronStatistics | NeuronGroups | Experts | Routing
+Fact = FeedForwards | CalibrationData | ActivationSample | NeuronStatistics | NeuronGroups | Experts | Routing

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from moeify.ir.feed_forward import FeedForward, Refusal
+from moeify.ir.moe_config import MoEConfig
 from moeify.ir.moe_spec import MoESpec
 
 #: One batch of model inputs: positional arguments or keyword arguments.
@@ -26,16 +27,26 @@ class Walk(Protocol):
         """
         ...
 
+    def leave(self, site: FeedForward) -> None:
+        """Must be called before a site is spliced: what a dense prefix still needs of its weights is computed now."""
+        ...
+
 
 class Host(Protocol):
     """Where the sites stand: an eager module, an ONNX graph, or shards on disk."""
+
+    @property
+    def model(self) -> Any:
+        """The host itself: for the eager host the user's nn.Module, converted as far as splices have come."""
+        ...
 
     def find(self) -> tuple[tuple[FeedForward, ...], tuple[Refusal, ...]]:
         """All sites in execution order, and the near matches that were refused."""
         ...
 
-    def walk(self, batches: Iterable[Batch], prefix: str) -> AbstractContextManager[Walk]:
-        """A journey on those batches; prefix is "converted" (what was spliced is used) or "dense"."""
+    def walk(self, batches: Iterable[Batch], prefix: str, memory: int) -> AbstractContextManager[Walk]:
+        """A journey on those batches; prefix is "converted" (what was spliced is used) or "dense"; memory in bytes is what
+        the values alive between two sites may take, the rest is kept in a temporary file."""
         ...
 
     def splice(self, site: FeedForward, spec: MoESpec) -> None:
@@ -46,13 +57,25 @@ class Host(Protocol):
 @dataclass
 class ModelGraph:
     """A model on its way through the passes. `sites` are the FFNs to work on (all, or those selected), `specs` what has
-    been decided for them so far, by site path."""
+    been decided for them so far, by site path, `spliced` the shapes of the layers that are in the host already."""
 
     host: Host
     sites: tuple[FeedForward, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     specs: dict[str, MoESpec] = field(default_factory=dict)
+    spliced: dict[str, MoEConfig] = field(default_factory=dict)
+
+    @property
+    def model(self) -> Any:
+        """The host's model."""
+        return self.host.model
+
+    def splice(self, site: FeedForward) -> None:
+        """Puts the site's spec into the host and forgets it: only its shape stays."""
+        spec = self.specs.pop(site.path)
+        self.host.splice(site, spec)
+        self.spliced[site.path] = spec.config(site)
 
     def only(self, sites: Sequence[FeedForward]) -> ModelGraph:
         """The same model with fewer sites to work on; specs are shared."""
-        return ModelGraph(self.host, tuple(sites), self.refusals, self.specs)
+        return ModelGraph(self.host, tuple(sites), self.refusals, self.specs, self.spliced)

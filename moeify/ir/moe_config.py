@@ -31,6 +31,10 @@ class RouterConfig:
     activation: str | None = None
     output: Literal["identity", "abs"] = "identity"
 
+    def parameters(self, hidden: int, experts: int) -> int:
+        """The number of weights in its matrices."""
+        return experts * hidden if self.width is None else self.width * (hidden + experts)
+
 
 @dataclass(frozen=True)
 class MoEConfig:
@@ -83,6 +87,26 @@ class MoEConfig:
     def sizes(self) -> tuple[int, ...]:
         """The number of rows of each routed expert."""
         return tuple(b - a for a, b in zip(self.offsets, self.offsets[1:]))
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights in all matrices of the layer, router and low-rank term included."""
+        router = 0 if self.router is None else self.router.parameters(self.hidden, self.experts)
+        return self.rows * self._row + router + self.rank * (self.hidden + self.output)
+
+    def active_fraction(self, neurons: int, on: float | None = None) -> float:
+        """Weights that one token uses / weights of a dense FFN of that many neurons; router and low-rank term included,
+        biases left out.
+
+        on: the mean number of routed experts on. Default: top_k, or all experts. With a threshold pass what was measured.
+        """
+        on = (self.top_k or self.experts) if on is None else on
+        idle = (self.rows - self.shared) * (1 - on / self.experts) * self._row
+        return (self.parameters - idle) / (neurons * self._row)
+
+    @property
+    def _row(self) -> int:
+        return self.hidden * (2 if self.gated else 1) + self.output
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -21,11 +21,6 @@ class Router:
     config: RouterConfig
     tensors: Mapping[str, Tensor]
 
-    @property
-    def parameters(self) -> int:
-        """The number of weights in its matrices."""
-        return sum(t.numel() for t in self.tensors.values() if t.ndim == 2)
-
     def scores(self, x: Tensor) -> Tensor:
         """Scores [tokens, experts] for x [tokens, hidden], in x's dtype."""
         t = {name: value.to(x.dtype) for name, value in self.tensors.items()}
@@ -142,15 +137,5 @@ class MoESpec:
         return {name: value.contiguous() for name, value in found.items()}
 
     def active_fraction(self, site: FeedForward, on: float | None = None) -> float:
-        """Weights that one token uses / weights of the dense FFN; router and low-rank term included, biases left out.
-
-        on: the mean number of routed experts on. Default: top_k, or all experts. With a threshold pass what was measured.
-        """
-        experts = len(self.experts)
-        on = (self.top_k or experts) if on is None else on
-        rows = len(self.shared) + sum(len(e) for e in self.experts) * on / experts
-        used = rows * site.parameters / site.neurons
-        used += 0 if self.router is None else self.router.parameters
-        for factor in (self.compensation.low_rank_in, self.compensation.low_rank_out):
-            used += 0 if factor is None else factor.numel()
-        return used / site.parameters
+        """MoEConfig.active_fraction of the layer this spec describes, against the site's dense FFN."""
+        return self.config(site).active_fraction(site.neurons, on)

@@ -32,7 +32,7 @@ class PassContext:
     batches: re-iterable calibration data, or None. seed: from which every generator is derived.
     wanted: the facts that later passes of the pipeline need or use.
     inputs: gives the FFN inputs of a site, [tokens, hidden] a batch (set by the pass that walks the host).
-    measurements: what passes report, by site path, in order.
+    measurements: what passes report, by site path, in order. seconds: time spent, by pass name.
     """
 
     batches: Iterable[Batch] | None = None
@@ -42,6 +42,7 @@ class PassContext:
     inputs: Callable[[FeedForward], Iterator[Tensor]] | None = None
     measurements: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
     _facts: dict[tuple[str, type[object]], object] = field(default_factory=dict)
 
     def put(self, site: FeedForward | None, fact: Fact) -> None:

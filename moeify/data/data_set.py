@@ -1,0 +1,113 @@
+"""Batches that can be read again and again, and what is known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moeify.errors import InputError
+from moeify.ir.model_graph import Batch
+
+
+def batch_tensors(batch: Batch) -> dict[str, Tensor]:
+    """The tensors of a batch by name, or by position ("0", "1", ...)."""
+    pairs = batch.items() if isinstance(batch, dict) else ((str(i), value) for i, value in enumerate(batch))
+    return {name: value for name, value in pairs if isinstance(value, Tensor)}
+
+
+def batch_rows(batch: Batch) -> int:
+    """The number of rows: the first dimension of the first tensor (0 where there is none)."""
+    first = next(iter(batch_tensors(batch).values()), None)
+    return 0 if first is None or first.ndim == 0 else first.shape[0]
+
+
+def batch_tokens(batch: Batch) -> int:
+    """The number of tokens: the elements of `input_ids` that the attention mask does not hide, or of a first tensor that
+    holds integers; else the number of rows."""
+    tensors = batch_tensors(batch)
+    ids = tensors.get("input_ids", next(iter(tensors.values()), None))
+    if ids is None or ids.dtype.is_floating_point or ids.ndim == 0:
+        return batch_rows(batch)
+    mask = tensors.get("attention_mask")
+    return ids.numel() if mask is None or mask.shape != ids.shape else int(mask.count_nonzero())
+
+
+@dataclass(eq=False)
+class DataSet:
+    """Re-iterable batches. Each iteration reads the source anew, so memory stays bounded.
+
+    kind: text, jsonl, tensors, callable or batches. name: the file, callable or type. limit: stop after that many tokens.
+    Iterating raises InputError for what the source should not hold, and for a source without a batch.
+    """
+
+    kind: str
+    name: str
+    source: Callable[[], Iterator[Batch]] = field(repr=False)
+    digest: Callable[[], str | None] = field(repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+    _read: tuple[int, int, int] = (0, 0, 0)  # batches, rows, tokens of the longest iteration so far
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = rows = tokens = 0
+        for batch in self.source():
+            batches, rows, tokens = batches + 1, rows + batch_rows(batch), tokens + batch_tokens(batch)
+            self._read = max(self._read, (batches, rows, tokens))
+            yield batch
+            if self.limit is not None and tokens >= self.limit:
+                break
+        if not batches:
+            raise InputError(f"{self.name}: holds no batch; give data with at least one row")
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data for reports: kind, name, digest ("sha256:...", None for a callable), options, and how many batches,
+        rows and tokens the longest iteration so far has read."""
+        batches, rows, tokens = self._read
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "digest": self.digest(),
+            **self.options,
+            "limit": self.limit,
+            "batches": batches,
+            "rows": rows,
+            "tokens": tokens,
+        }
+
+
+def as_batch(value: Any, where: str) -> Batch:
+    """A batch from what people yield: a mapping, a tuple or list, or one tensor. Raises InputError for anything else."""
+    if isinstance(value, Tensor):
+        return (value,)
+    if isinstance(value, Mapping):
+        found: Batch = dict(value)
+    elif isinstance(value, tuple | list):
+        found = tuple(value)
+    else:
+        raise InputError(f"{where}: a batch is a dict, a tuple or a tensor, not {type(value).__name__}")
+    tensors = batch_tensors(found)
+    if not tensors:
+        raise InputError(f"{where}: a batch holds no torch.Tensor (found {type(value).__name__} of {_types(found)})")
+    if not any(tensor.numel() for tensor in tensors.values()):
+        raise InputError(f"{where}: a batch holds no row")
+    return found
+
+
+def _types(batch: Batch) -> str:
+    values = batch.values() if isinstance(batch, dict) else batch
+    return ", ".join(sorted({type(value).__name__ for value in values})) or "nothing"
+
+
+def on_device(batch: Batch, device: torch.device | str) -> Batch:
+    """The same batch with its tensors on that device."""
+
+    def moved(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    if isinstance(batch, dict):
+        return {name: moved(value) for name, value in batch.items()}
+    return tuple(moved(value) for value in batch)

@@ -1,0 +1,97 @@
+"""What a run did, as data first: the JSON beside the model, the table on the screen."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from moeify.ir.model_graph import ModelGraph
+from moeify.pipeline.context import PassContext
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One converted FFN. Parameters count matrices; `active_fraction` is per token (docs/moe-layer.md), at the budget set by
+    top_k (a threshold's is known only by measuring). `measured` holds what passes reported, by name."""
+
+    path: str
+    kind: str
+    activation: str
+    hidden: int
+    neurons: int
+    sizes: tuple[int, ...]
+    shared: int
+    router: str | None
+    top_k: int | None
+    threshold: float | None
+    parameters_before: int
+    parameters_after: int
+    active_fraction: float
+    measured: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did. `seconds` by pass name; left out of `to_json`, so that equal runs write equal bytes."""
+
+    layers: tuple[LayerReport, ...]
+    untouched: tuple[str, ...]
+    refusals: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
+
+    @property
+    def active_fraction(self) -> float:
+        """Over all converted FFNs, weighted by their size; 1 when none was converted."""
+        before = sum(layer.parameters_before for layer in self.layers)
+        return sum(layer.active_fraction * layer.parameters_before for layer in self.layers) / before if before else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, without the times."""
+        data = asdict(self)
+        del data["seconds"]
+        return {"active_fraction": self.active_fraction, **data}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{layer.path}: {layer.kind} {layer.activation}, {layer.neurons} neurons -> {len(layer.sizes)} experts"
+            f" (shared {layer.shared}), active {layer.active_fraction:.1%}"
+            for layer in self.layers
+        ]
+        lines += [f"{path}: refused, {reason}" for path, reason in self.refusals]
+        lines += [f"note: {note}" for note in self.notes]
+        lines.append(f"{len(self.layers)} layers converted, active fraction {self.active_fraction:.1%}")
+        return "\n".join(lines)
+
+
+def make_report(graph: ModelGraph, context: PassContext) -> Report:
+    """The report of a finished run."""
+    layers = []
+    for site in graph.sites:
+        if (config := graph.spliced.get(site.path)) is None:
+            continue
+        layers.append(
+            LayerReport(
+                path=site.path,
+                kind=site.kind,
+                activation=site.activation,
+                hidden=site.hidden,
+                neurons=site.neurons,
+                sizes=config.sizes,
+                shared=config.shared,
+                router=None if config.router is None else config.router.kind,
+                top_k=config.top_k,
+                threshold=config.threshold,
+                parameters_before=site.parameters,
+                parameters_after=config.parameters,
+                active_fraction=config.active_fraction(site.neurons),
+                measured=context.measurements.get(site.path, {}),
+            )
+        )
+    return Report(
+        layers=tuple(layers),
+        untouched=tuple(site.path for site in graph.sites if site.path not in graph.spliced),
+        refusals=tuple((r.path, r.reason) for r in graph.refusals),
+        notes=tuple(context.notes),
+        seconds=dict(context.seconds),
+    )

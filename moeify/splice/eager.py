@@ -1,0 +1,84 @@
+"""A finished MoE layer into an eager model. The user's class stays (docs/decisions/0001-four-ways-of-rewriting.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from moeify.errors import InputError
+from moeify.ir.feed_forward import Rewrite
+from moeify.layers.moe_layer import MoELayer
+from moeify.splice.stand_in import StandIn, Stash, StashedLayer, StashInput
+
+
+def install(model: nn.Module, rewrite: Rewrite, layer: MoELayer) -> None:
+    """Puts the layer where the rewrite says, in place; the dense weights are let go.
+
+    Raises InputError where the model has no such module or parameter.
+    """
+    try:
+        _WAYS[rewrite.way](model, rewrite.modules, layer)
+    except (AttributeError, KeyError) as error:
+        raise InputError(f"the model has no place for the MoE layer at {dict(rewrite.modules)}: {error}") from error
+
+
+def _submodule(model: nn.Module, modules: Mapping[str, str], layer: MoELayer) -> None:
+    _replace(model, modules["ffn"], layer)
+
+
+def _identity(model: nn.Module, modules: Mapping[str, str], layer: MoELayer) -> None:
+    for role in ("up", "activation"):
+        if role in modules:
+            _replace(model, modules[role], nn.Identity())
+    _replace(model, modules["down"], layer)
+
+
+def _stash(model: nn.Module, modules: Mapping[str, str], layer: MoELayer) -> None:
+    stash = Stash()
+    for path in dict.fromkeys(modules[role] for role in ("gate", "up") if role in modules):
+        _replace(model, path, StashInput(stash, _width(model.get_submodule(path))))
+    _replace(model, modules["down"], StashedLayer(stash, layer))
+    owner = model.get_submodule(modules["down"].rpartition(".")[0])
+    if isinstance(owner, nn.TransformerEncoderLayer):
+        owner.activation_relu_or_gelu = 0  # else eval mode takes a fused path that reads linear1.weight
+
+
+def _weights(model: nn.Module, modules: Mapping[str, str], layer: MoELayer) -> None:
+    owner = model.get_submodule(modules["owner"])
+    stash = Stash()
+    for role, name in modules.items():
+        if role == "owner":
+            continue
+        holder, _, leaf = name.rpartition(".")
+        place = owner.get_submodule(holder)
+        shape = cast(Tensor, getattr(place, leaf)).shape
+        delattr(place, leaf)
+        kind = "bias" if role.endswith("bias") else "out" if role == "down" else "in"
+        # Past nn.Module's own __setattr__, and so past its register: the stand-in is no parameter.
+        place.__dict__[leaf] = StandIn(cast(Any, kind), stash, shape, layer if kind == "out" else None)
+    owner.add_module(_free_name(owner, "moe"), layer)
+
+
+_WAYS = {"submodule": _submodule, "identity": _identity, "stash": _stash, "weights": _weights}
+
+
+def _replace(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Everywhere that the module at that path is registered: models register one object under several names."""
+    old = model.get_submodule(path)
+    for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
+        model.set_submodule(name, new)
+
+
+def _width(module: nn.Module) -> int:
+    """The output width of a linear module: nn.Linear's out_features, Conv1D's nf, else by its weight and bias."""
+    for name in ("out_features", "nf"):
+        if isinstance(width := getattr(module, name, None), int):
+            return width
+    bias = getattr(module, "bias", None)
+    return len(bias) if isinstance(bias, Tensor) else len(cast(Tensor, module.weight))
+
+
+def _free_name(owner: nn.Module, name: str) -> str:
+    return name if not hasattr(owner, name) else _free_name(owner, name + "_")

@@ -1,0 +1,53 @@
+"""The eager host: a live nn.Module with its traced graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+
+from torch import nn
+
+from moeify.frontend.loaded import LoadedModel
+from moeify.frontend.match import Found, match
+from moeify.frontend.trace import Traced, trace
+from moeify.ir.feed_forward import FeedForward, Refusal
+from moeify.ir.model_graph import Batch
+from moeify.ir.moe_spec import MoESpec
+from moeify.layers.moe_layer import MoELayer
+from moeify.splice.eager import install
+from moeify.splice.walk import GraphWalk
+
+
+class EagerHost:
+    """Finds sites in the model's traced graph, walks it on calibration data, and splices layers into the module."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
+        self.model = loaded.model
+        self.example = loaded.example
+        self.layers: dict[str, MoELayer] = {}
+        self._traced: Traced | None = None
+        self._found: Found | None = None
+
+    @property
+    def traced(self) -> Traced:
+        """The traced graph of the dense model, made at first use."""
+        if self._traced is None:
+            self._traced = trace(self.model, self.example)
+        return self._traced
+
+    def find(self) -> tuple[tuple[FeedForward, ...], tuple[Refusal, ...]]:
+        if self._found is None:
+            self._found = match(self.model, self.traced)
+        return self._found.sites, self._found.refusals
+
+    def walk(self, batches: Iterable[Batch], prefix: str, memory: int) -> AbstractContextManager[GraphWalk]:
+        self.find()
+        assert self._found is not None
+        layers = self.layers if prefix == "converted" else None
+        return GraphWalk(self.model, self.traced, self._found, batches, layers, memory)
+
+    def splice(self, site: FeedForward, spec: MoESpec) -> None:
+        layer = MoELayer.from_spec(site, spec).eval()
+        install(self.model, site.rewrite, layer)
+        self.layers[site.path] = layer

@@ -1,0 +1,111 @@
+"""Objects that take the place of a feed-forward network's matrices, so that the user's own code runs the MoE layer.
+
+The matrix going in stores its input and hands on zeros of the neurons' shape; whatever the user's code does to those
+(activation, gate product, dropout) comes to nothing; the matrix going out takes the stored input and runs the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+class Stash:
+    """Holds the input of one feed-forward network between its matrix going in and its matrix going out."""
+
+    def __init__(self) -> None:
+        self.x: Tensor | None = None
+
+    def put(self, x: Tensor, neurons: int) -> Tensor:
+        """Keeps x [..., hidden]; returns zeros [..., neurons] that take no memory."""
+        self.x = x
+        return x.new_zeros(()).expand(*x.shape[:-1], neurons)
+
+    def take(self) -> Tensor:
+        if self.x is None:
+            raise RuntimeError(
+                "the matrix going out ran before the one going in: this model cannot hold the MoE layer this way"
+            )
+        x, self.x = self.x, None
+        return x
+
+
+class StashInput(nn.Module):
+    """In place of a linear module going in: x [..., hidden] -> zeros [..., neurons]."""
+
+    def __init__(self, stash: Stash, neurons: int) -> None:
+        super().__init__()
+        self.stash = stash
+        self.neurons = neurons
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stash.put(x, self.neurons)
+
+    def extra_repr(self) -> str:
+        return f"neurons={self.neurons}"
+
+
+class StashedLayer(nn.Module):
+    """In place of the linear module going out: zeros [..., neurons] -> layer(stored x) [..., output]."""
+
+    def __init__(self, stash: Stash, layer: nn.Module) -> None:
+        super().__init__()
+        self.stash = stash
+        self.layer = layer
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        y: Tensor = self.layer(self.stash.take())
+        return y
+
+
+@dataclass(eq=False)
+class StandIn:
+    """In place of a bare parameter: torch calls that would read it are answered here (`__torch_function__`).
+
+    role "in": a product with x stores x and gives zeros of `width` neurons; "out": a product runs the layer; "bias": adding
+    it changes nothing, as the layer adds its own. `axis` tells which axis of the parameter as it stands faces x.
+    """
+
+    role: Literal["in", "out", "bias"]
+    stash: Stash
+    shape: torch.Size
+    layer: Callable[[Tensor], Tensor] | None = None
+    flipped: bool = False
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = [*args, *(kwargs or {}).values()]
+        own = [a for a in found if isinstance(a, StandIn)]
+        matrix = next((a for a in own if a.role != "bias"), None)
+        x = next(a for a in found if isinstance(a, Tensor) and not isinstance(a, StandIn))
+        if matrix is None:
+            return x  # a bias on its own: hidden + bias
+        return matrix.apply(x, linear=func is torch.nn.functional.linear)
+
+    def apply(self, x: Tensor, *, linear: bool) -> Tensor:
+        """The product of x [..., n] with the parameter (its transpose for F.linear)."""
+        if self.role == "out":
+            assert self.layer is not None
+            return self.layer(self.stash.take())
+        rows, columns = reversed(self.shape) if self.flipped else self.shape
+        return self.stash.put(x, rows if linear else columns)
+
+    def t(self) -> StandIn:
+        return StandIn(self.role, self.stash, self.shape, self.layer, not self.flipped)
+
+    T = mT = property(t)
+
+    def transpose(self, first: int, second: int) -> StandIn:
+        return self.t()
+
+    def __rmatmul__(self, x: Tensor) -> Tensor:
+        return self.apply(x, linear=False)
+
+    def __radd__(self, x: Tensor) -> Tensor:
+        return x

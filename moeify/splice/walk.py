@@ -1,0 +1,146 @@
+"""One journey through a traced model, cut at its feed-forward networks: each segment runs once a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, fx, nn
+
+from moeify.frontend.match import Call, Found
+from moeify.frontend.trace import Traced
+from moeify.ir.feed_forward import FeedForward
+from moeify.ir.model_graph import Batch
+from moeify.layers.moe_layer import MoELayer
+from moeify.splice.spill import SpilledList, Values
+
+
+class GraphWalk:
+    """Runs the traced graph node by node on every batch and stops at the sites.
+
+    Between two sites only the values that later nodes use are kept, as a SpilledList. A site in `layers` is computed by its
+    MoE layer instead of its nodes; the mapping may grow during the walk. With layers None the prefix stays dense.
+    Parameters are read from the live model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        traced: Traced,
+        found: Found,
+        batches: Iterable[Batch],
+        layers: Mapping[str, MoELayer] | None,
+        memory: int,
+    ) -> None:
+        self._model = model
+        self._traced = traced
+        self._found = found
+        self._batches = batches
+        self._layers = layers
+        self._nodes = list(traced.graph.graph.nodes)
+        self._index = {node: i for i, node in enumerate(self._nodes)}
+        self._leaving = _last_uses(self._nodes, self._index, found)
+        self._states = SpilledList(memory)
+        self._positions: list[int] = []
+        self._masks: list[Tensor | None] = []
+
+    def __enter__(self) -> Self:
+        for batch in self._batches:
+            bound = self._traced.bind(self._model, batch)
+            self._states.append({name: bound[name] for name in self._traced.user_inputs})
+            self._positions.append(0)
+            self._masks.append(_token_mask(batch))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._states.close()
+
+    @torch.no_grad()
+    def inputs(self, site: FeedForward) -> Iterator[Tensor]:
+        """The FFN's inputs, [tokens, hidden] a batch and call; padding tokens are left out where the batch marks them.
+
+        A shared FFN gives the inputs of all its calls, the later ones as its dense form leads to them.
+        """
+        calls = self._found.calls[site.path]
+        for number in range(len(self._states)):
+            values = self._advance(number, self._index[calls[0].x] + 1)
+            yield self._tokens(values, calls[0], number)
+            position = self._positions[number]
+            for call in calls[1:]:
+                self._run(values, position, self._index[call.x] + 1)
+                position = self._index[call.x] + 1
+                yield self._tokens(values, call, number)
+
+    @torch.no_grad()
+    def leave(self, site: FeedForward) -> None:
+        """The site is about to be spliced: a walk on the dense prefix has to pass it while its weights are there."""
+        if self._layers is not None:
+            return
+        for number in range(len(self._states)):
+            self._advance(number, self._index[self._found.calls[site.path][-1].y] + 1)
+
+    def _advance(self, number: int, end: int) -> Values:
+        values, start = self._states.load(number), self._positions[number]
+        if start < end:
+            self._run(values, start, end)
+            self._states.store(number, values)
+            self._positions[number] = end
+        return values
+
+    def _run(self, values: Values, start: int, end: int) -> None:
+        """Executes nodes start .. end - 1 and forgets what no later node uses."""
+        inside, outputs = self._converted()
+        for i in range(start, end):
+            node = self._nodes[i]
+            if node in outputs:
+                call, layer = outputs[node]
+                values[node.name] = layer(self._value(call.x, values))
+            elif node.op == "call_function" and node not in inside:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._value(n, values))
+                values[node.name] = node.target(*args, **kwargs)
+            for done in self._leaving.get(i, ()):
+                values.pop(done.name, None)
+
+    def _converted(self) -> tuple[set[fx.Node], dict[fx.Node, tuple[Call, MoELayer]]]:
+        inside: set[fx.Node] = set()
+        outputs = {}
+        for path, layer in (self._layers or {}).items():
+            for call in self._found.calls.get(path, ()):
+                inside |= call.inside
+                outputs[call.y] = (call, layer)
+        return inside, outputs
+
+    def _value(self, node: fx.Node, values: Values) -> Any:
+        if node.name in values:
+            return values[node.name]
+        if node.op == "get_attr":
+            return getattr(self._traced.graph, str(node.target))
+        return self._traced.lifted_value(self._model, node.name)
+
+    def _tokens(self, values: Values, call: Call, number: int) -> Tensor:
+        x: Tensor = self._value(call.x, values)
+        x = x.reshape(-1, x.shape[-1])
+        mask = self._masks[number]
+        return x[mask] if mask is not None and len(mask) == len(x) else x
+
+
+def _last_uses(nodes: list[fx.Node], index: Mapping[fx.Node, int], found: Found) -> dict[int, list[fx.Node]]:
+    """Position -> nodes whose last use it is. A site's input lives until the site's output is made."""
+    last = {node: max((index[user] for user in node.users), default=index[node]) for node in nodes}
+    for calls in found.calls.values():
+        for call in calls:
+            last[call.x] = max(last[call.x], index[call.y])
+    leaving: dict[int, list[fx.Node]] = {}
+    for node, position in last.items():
+        leaving.setdefault(position, []).append(node)
+    return leaving
+
+
+def _token_mask(batch: Batch) -> Tensor | None:
+    """Which tokens are real, [tokens] bool, where the batch says so; None when all are."""
+    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or bool((mask != 0).all()):
+        return None
+    return (mask != 0).reshape(-1)

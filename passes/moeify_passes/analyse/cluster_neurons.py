@@ -1,0 +1,69 @@
+"""Decides which neurons belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from moeify.errors import UsageError
+from moeify.ir.facts import ActivationSample, Fact, FeedForwards, NeuronGroups
+from moeify.ir.feed_forward import FeedForward
+from moeify.ir.model_graph import ModelGraph
+from moeify.pipeline.context import PassContext
+from moeify_passes.experts.activation_markers import ActivationMarkers
+from moeify_passes.experts.balanced_k_means import BalancedKMeans
+from moeify_passes.experts.expert_sizes import expert_sizes
+from moeify_passes.experts.markers import marker_rates
+from moeify_passes.experts.random import Random
+
+
+@dataclass(frozen=True)
+class ClusterNeurons:
+    """Groups of neurons: one for each routed expert, and those of the shared expert.
+
+    experts: the number of routed experts. shared_experts: the size of the shared expert in units of a routed one; it takes the
+    neurons that are most often among the strongest (CMoE, section 3.1), which needs calibration data. The FFN is cut into
+    experts + shared_experts equal parts; unequal: where they do not divide it, sizes may differ by one. by: how to group.
+    """
+
+    experts: int = 16
+    shared_experts: int = 0
+    unequal: bool = False
+    by: Random | BalancedKMeans | ActivationMarkers = BalancedKMeans()
+
+    name: ClassVar[str] = "cluster-neurons"
+    uses: ClassVar[tuple[type[Fact], ...]] = ()
+    gives: ClassVar[tuple[type[Fact], ...]] = (NeuronGroups,)
+    keeps: ClassVar[tuple[type[Fact], ...]] = ()
+    rewrites: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.experts < 1:
+            raise UsageError(f"cluster-neurons.experts is {self.experts}: choose 1 or more")
+        if self.shared_experts < 0:
+            raise UsageError(f"cluster-neurons.shared_experts is {self.shared_experts}: choose 0 or more")
+
+    @property
+    def needs(self) -> tuple[type[Fact], ...]:
+        sample = (ActivationSample,) if self.shared_experts else ()
+        return tuple(dict.fromkeys((FeedForwards, *self.by.needs, *sample)))
+
+    def run(self, graph: ModelGraph, context: PassContext) -> bool:
+        """Gives NeuronGroups. Raises UsageError where the neurons of a site cannot be cut into such parts."""
+        sizes = [expert_sizes(site, self.experts, self.shared_experts, self.unequal) for site in graph.sites]
+        for site, (shared_size, expert_size) in zip(graph.sites, sizes):
+            shared = self._shared(site, shared_size, context)
+            routed = torch.ones(site.neurons, dtype=torch.bool).index_fill_(0, shared, False).nonzero().flatten()
+            context.put(site, NeuronGroups(self.by.group(site, routed, expert_size, context), shared))
+        return False
+
+    def _shared(self, site: FeedForward, size: int, context: PassContext) -> Tensor:
+        if size == 0:
+            return torch.empty(0, dtype=torch.int64)
+        marking = self.by if isinstance(self.by, ActivationMarkers) else ActivationMarkers()
+        inputs = context.get(site, ActivationSample).inputs
+        rates = marker_rates(site, inputs, marking.top, marking.weighted)
+        return rates.argsort(descending=True, stable=True)[:size].sort().values

@@ -1,0 +1,68 @@
+"""The experts of a spec as matrices, to compute with outside any host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moeify.ir.activations import activation
+from moeify.ir.feed_forward import FeedForward
+from moeify.ir.moe_spec import MoESpec
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertRows:
+    """What spec.tensors gives, in float32 (docs/moe-layer.md): rows sorted, the shared expert first."""
+
+    activation: str
+    offsets: tuple[int, ...]
+    tensors: dict[str, Tensor]
+
+    @property
+    def experts(self) -> int:
+        return len(self.offsets) - 1
+
+    def shared_output(self, x: Tensor) -> Tensor:
+        """S(x), [tokens, output] for x [tokens, hidden]."""
+        return self._output(x, 0, self.offsets[0])
+
+    def output(self, x: Tensor, expert: int) -> Tensor:
+        """E_e(x), [tokens, output] for x [tokens, hidden]."""
+        return self._output(x, self.offsets[expert], self.offsets[expert + 1])
+
+    def neuron_outputs(self, x: Tensor, expert: int) -> Tensor:
+        """h(x) of the expert's rows, [tokens, rows]."""
+        return self._neurons(x, self.offsets[expert], self.offsets[expert + 1])
+
+    def all_on(self, x: Tensor) -> Tensor:
+        """The sum of all experts and the output bias, [tokens, output]."""
+        y = self.shared_output(x)
+        for expert in range(self.experts):
+            y += self.output(x, expert)
+        return y + self.tensors.get("output_bias", 0.0)
+
+    def _output(self, x: Tensor, start: int, end: int) -> Tensor:
+        return self._neurons(x, start, end) @ self.tensors["down"][start:end]
+
+    def _neurons(self, x: Tensor, start: int, end: int) -> Tensor:
+        def project(name: str) -> Tensor:
+            bias = self.tensors.get(f"{name}_bias")
+            return F.linear(x, self.tensors[name][start:end], None if bias is None else bias[start:end])
+
+        act = activation(self.activation)
+        return act(project("gate")) * project("up") if "gate" in self.tensors else act(project("up"))
+
+
+def expert_rows(site: FeedForward, spec: MoESpec) -> ExpertRows:
+    """The experts' matrices. Raises ConversionError where a weight is not finite."""
+    tensors = {name: value.float() for name, value in spec.all_on().tensors(site).items()}
+    return ExpertRows(site.activation, spec.offsets, tensors)
+
+
+def expert_norms(rows: ExpertRows, x: Tensor, of_neurons: bool = False) -> Tensor:
+    """The L2 norm of each expert's output (or of its neuron outputs h), [tokens, experts]."""
+    part = rows.neuron_outputs if of_neurons else rows.output
+    return torch.stack([part(x, expert).norm(dim=1) for expert in range(rows.experts)], dim=1)

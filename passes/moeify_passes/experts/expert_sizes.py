@@ -1,0 +1,30 @@
+"""How many neurons each expert gets."""
+
+from __future__ import annotations
+
+from moeify.errors import UsageError
+from moeify.ir.feed_forward import FeedForward
+
+
+def expert_sizes(site: FeedForward, experts: int, shared_experts: int, unequal: bool) -> tuple[int, tuple[int, ...]]:
+    """The neurons of the shared expert, and those of each routed one.
+
+    Equal parts of the FFN; with `unequal` the routed ones differ by at most one where the division leaves a rest.
+    Raises UsageError, naming the nearest counts that divide, where the neurons cannot be cut in equal parts.
+    """
+    neurons, parts = site.neurons, experts + shared_experts
+    if parts > neurons:
+        raise UsageError(
+            f"experts is {experts} (and {shared_experts} shared) but {site.path} has only {neurons} neurons: choose fewer"
+        )
+    if not unequal and neurons % parts:
+        counts = [n - shared_experts for n in range(shared_experts + 1, neurons + 1) if neurons % n == 0]
+        near = [*[n for n in counts if n < experts][-1:], *[n for n in counts if n > experts][:1]]
+        also = f" and {shared_experts} shared" if shared_experts else ""
+        raise UsageError(
+            f"experts is {experts}{also}: the {neurons} neurons of {site.path} do not divide by {parts}; "
+            f"choose {' or '.join(map(str, near))} experts, or set unequal = true"
+        )
+    shared = round(neurons * shared_experts / parts)
+    size, rest = divmod(neurons - shared, experts)
+    return shared, tuple(size + (expert < rest) for expert in range(experts))

@@ -1,0 +1,30 @@
+"""A site whose weights are read once, and the chunks in which tokens pass through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import Tensor
+
+from moeify.ir.feed_forward import FeedForward, Weight
+
+#: Bytes that one [chunk, neurons] float32 matrix may take; an FFN holds about four of them at a time.
+CHUNK_BYTES = 32 << 20
+
+
+def held_site(site: FeedForward) -> FeedForward:
+    """The same site with its weights in memory, in float32, so that many chunks of tokens read the host only once."""
+    names = ("up", "gate", "down", "up_bias", "gate_bias", "output_bias")
+    return replace(site, **{name: _held(weight) for name in names if (weight := getattr(site, name)) is not None})
+
+
+def token_chunks(inputs: Tensor, width: int, limit: int = CHUNK_BYTES) -> Iterator[Tensor]:
+    """Runs of tokens, float32 [chunk, hidden], such that a float32 matrix [chunk, width] takes at most `limit` bytes."""
+    for chunk in inputs.split(max(1, limit // (4 * width))):
+        yield chunk.float()
+
+
+def _held(weight: Weight) -> Weight:
+    value = weight.read().float()
+    return Weight(weight.parameter, tuple(value.shape), lambda _: value)

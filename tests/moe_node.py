@@ -1,0 +1,56 @@
+"""A model that is one `moeify::MoE` node with its body, for the inputs and attributes of a case."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from moe_cases import Case
+from numpy.typing import NDArray
+
+from moeify.export.onnx.body import OPSET, moe_function
+from moeify.export.onnx.body_shape import DOMAIN, INPUTS, OPERATOR, OPTIONAL, VERSION, BodyShape
+
+FLOATS = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+#: Inputs whose type does not follow that of x.
+_OWN_TYPE = ("offsets", "k", "threshold", "selection_bias")
+
+
+def body_shape(case: Case) -> BodyShape:
+    offsets = case.inputs["offsets"]
+    present = frozenset(case.inputs) & frozenset(OPTIONAL)
+    return BodyShape(len(offsets) - 1, **case.attributes, shared=bool(offsets[0]), present=present)
+
+
+def node_model(case: Case, dtype: str = "float32", body: bool = True, opset: int = OPSET) -> ir.Model:
+    """Graph inputs x and scores with symbolic leading dims; every other input is an initializer. y has the type of x."""
+    shape = body_shape(case)
+    lead = [f"d{i}" for i in range(len(case.variant.lead))]
+    values = {name: ir.val(name, FLOATS[dtype], [*lead, case.inputs[name].shape[-1]]) for name in ("x", "scores")}
+    weights = {}
+    for name, array in case.inputs.items():
+        if name not in values:
+            kind = ir.DataType.from_numpy(array.dtype) if name in _OWN_TYPE else FLOATS[dtype]
+            tensor = ir.tensor(array.astype(kind.numpy()), name=name)
+            weights[name] = ir.val(name, const_value=tensor)
+    attributes: dict[str, Any] = case.attributes | {"normalize": int(case.attributes["normalize"])}
+    operands = [(values | weights).get(name) for name in INPUTS]
+    node = ir.node(OPERATOR, operands, attributes, domain=DOMAIN, overload=shape.overload)
+    y = node.outputs[0]
+    y.name, y.dtype, y.shape = "y", FLOATS[dtype], ir.Shape([*lead, case.inputs["down"].shape[1]])
+    imports = {"": opset, DOMAIN: VERSION}
+    graph = ir.Graph(list(values.values()), [y], nodes=[node], initializers=list(weights.values()), opset_imports=imports, name="g")
+    return ir.Model(graph, ir_version=10, functions=[moe_function(shape, opset)] if body else [])
+
+
+def run_model(model: ir.Model, case: Case, threads: int = 1) -> NDArray[np.float64]:
+    """y of stock ONNX Runtime on the CPU, from the case's x and scores cast to the type of the graph's inputs."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    data = ir.to_proto(model).SerializeToString()
+    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    kinds = {value.name: value.dtype.numpy() for value in model.graph.inputs if value.dtype is not None}
+    feeds = {name: ort.OrtValue.ortvalue_from_numpy(case.inputs[name].astype(kind)) for name, kind in kinds.items()}
+    return np.asarray(session.run_with_ort_values(None, feeds)[0].numpy()).astype(np.float64)
