@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from moeify.errors import InputError, UsageError
+from moeify.ir.facts import FeedForwards
 from moeify.ir.model_graph import Batch, ModelGraph
+from moeify.pipeline.configure import Settings, configure
 from moeify.pipeline.context import Progress, no_progress
+from moeify.pipeline.inspection import Inspection, layer_rows, site_rows, sizes_text
 from moeify.pipeline.pipeline import Pipeline, flatten
-from moeify.pipeline.recipe import Recipe, load_recipe
+from moeify.pipeline.plan import Plan, make_plan
+from moeify.pipeline.recipe import Recipe
 from moeify.pipeline.registry import Registry, make_registry
 from moeify.pipeline.report import Report
+
+if TYPE_CHECKING:
+    from moeify.export.onnx.report import OnnxReport
+    from moeify.measure.evaluation import Evaluation
 
 #: A model: a path (Hugging Face folder, GGUF file, state_dict with a factory), or a module in memory.
 Source = str | Path | nn.Module
@@ -80,7 +88,7 @@ def convert(
     layers: str | None = None,
     calibrate: Data | None = None,
     tokens: int | None = None,
-    settings: Mapping[str, Any] | Sequence[tuple[str, str, Any]] = (),
+    settings: Settings = (),
     factory: str | Callable[[], nn.Module] | None = None,
     example: str | Path | Batch | None = None,
     export: Sequence[str] = ("torch",),
@@ -92,12 +100,13 @@ def convert(
 ) -> Conversion:
     """Converts a dense model into a Mixture-of-Experts model.
 
-    A module in memory is rewritten in place. recipe: a preset's name, a TOML file or a Recipe. experts, top_k, active
-    (the largest active fraction allowed per FFN), layers, tokens and settings ({"pass.option": value}) change options of the recipe.
-    calibrate: data that passes may look at; without it the conversion goes by the weights alone. output: a folder that appears whole or
-    not at all; `force` allows replacing one. export: "torch" (always) and "onnx" (OUTPUT/model.onnx).
+    A module in memory is rewritten in place. recipe: a preset's name, a TOML file or a Recipe; experts, top_k, active (the
+    largest active fraction of each FFN), layers, tokens, seed and settings change its options. calibrate: data that passes
+    may look at; without it the conversion goes by the weights alone. output: a folder that appears whole or not at all;
+    `force` allows replacing one. export: "torch" (always there) and "onnx" (OUTPUT/model.onnx).
 
-    Raises UsageError before anything is loaded where options do not fit; InputError, ConversionError and OutputError later.
+    Raises UsageError for options that do not fit, before anything is loaded where that can be told; InputError,
+    ConversionError and OutputError later.
     """
     plan = configure(
         recipe, experts=experts, top_k=top_k, active=active, layers=layers, tokens=tokens, settings=settings, seed=seed
@@ -109,53 +118,23 @@ def convert(
         from moeify.export.atomic import check_target
 
         check_target(Path(output), force=force)
+    from moeify.splice.eager_host import EagerHost
+
     progress("loading and tracing", 0, None)
     graph = open_model(source, factory=factory, example=example, dtype=dtype, device=device)
-    data = None if calibrate is None else _open_data(calibrate, graph, _calibration_tokens(pipeline))
+    host = graph.host
+    assert isinstance(host, EagerHost)
+    data = None
+    if calibrate is not None:
+        data = _open_data(calibrate, host.loaded.tokenizer, host.example, _calibration_tokens(pipeline))
     report = pipeline.run(graph, data, seed=plan.seed, progress=progress)
     if not report.layers:
         raise InputError(_nothing_found(graph))
     folder = None
     if output is not None:
-        explicit = replace(plan.explicit(registry()))
+        explicit = plan.explicit(registry())
         folder = save(graph, output, report=report, recipe=explicit, export=export, force=force, progress=progress)
     return Conversion(graph.model, report, plan, folder)
-
-
-def configure(
-    recipe: str | Path | Recipe = "emoe",
-    *,
-    experts: int | None = None,
-    top_k: int | None = None,
-    active: float | None = None,
-    layers: str | None = None,
-    tokens: int | None = None,
-    settings: Mapping[str, Any] | Sequence[tuple[str, str, Any]] = (),
-    seed: int | None = None,
-) -> Recipe:
-    """The recipe with those options set. Raises UsageError where they contradict each other or the recipe."""
-    if active is not None and top_k is not None:
-        raise UsageError("--active and --top-k both set the budget: give one of them")
-    plan = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    wanted: list[tuple[str, str, Any]] = [
-        ("cluster-neurons", "experts", experts),
-        ("insert-router", "top_k", top_k),
-        ("insert-router", "active", active),
-        ("find-feed-forward", "layers", layers),
-        ("calibrate", "tokens", tokens),
-    ]
-    if active is not None:
-        plan = plan.set("insert-router", "top_k", None)
-    if top_k is not None:
-        plan = plan.set("insert-router", "active", None)
-    for name, option, value in wanted:
-        plan = plan if value is None else plan.set(name, option, value)
-    pairs = [(*_target(key), value) for key, value in settings.items()] if isinstance(settings, Mapping) else settings
-    for name, option, value in pairs:
-        plan = plan.set(name, option, value)
-    if seed is not None and seed < 0:
-        raise UsageError(f"seed is {seed}: give a whole number from 0")
-    return plan if seed is None else replace(plan, seed=seed)
 
 
 def save(
@@ -187,7 +166,7 @@ def save(
 
     def also(folder: Path) -> None:
         if "onnx" in export:
-            from moeify.export.onnx_export import export_onnx
+            from moeify.export.onnx.exporting import export_onnx
 
             progress("exporting ONNX", 0, None)
             export_onnx(host.model, host.example, folder / "model.onnx")
@@ -215,13 +194,156 @@ def load(
     ).model
 
 
-def _open_data(source: Data, graph: ModelGraph, tokens: int | None) -> Iterable[Batch]:
-    from moeify.data.open_data import open_data
-    from moeify.splice.eager_host import EagerHost
+def evaluate(
+    folder: str | Path,
+    data: Data,
+    *,
+    dense: Source | None = None,
+    nulls: bool = False,
+    tokens: int | None = None,
+    factory: str | Callable[[], nn.Module] | None = None,
+    example: str | Path | Batch | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Measures a converted model on data: perplexity, distance from the dense model, active fraction, load of the experts.
 
-    host = graph.host
-    assert isinstance(host, EagerHost)
-    return open_data(source, tokenizer=host.loaded.tokenizer, example=host.example, tokens=tokens)
+    dense: the model before conversion, for what compares with it. nulls: adds all experts on, oracle routing, random
+    partition and a static mask. tokens: stop early. Raises InputError for what cannot be read.
+    """
+    from moeify.export.folder import load_folder
+    from moeify.frontend.load_model import load_model
+    from moeify.measure.evaluate import evaluate_model
+
+    found = load_folder(Path(folder), factory=factory, device=_device(device))
+    batch = _example(found.model, found.tokenizer, example)
+    before = None
+    if dense is not None:
+        again = factory if found.manifest.source.kind == "state-dict" else None
+        loaded = load_model(dense, factory=again, example=batch, dtype=found.manifest.dtype, device=device)
+        before = loaded.model
+    batches = _open_data(data, found.tokenizer, batch, tokens)
+    return evaluate_model(
+        found.model, batches, dense=before, tokenizer=found.tokenizer, nulls=nulls, seed=seed, progress=progress
+    )
+
+
+def export(
+    folder: str | Path,
+    output: str | Path,
+    *,
+    to: str = "onnx",
+    factory: str | Callable[[], nn.Module] | None = None,
+    example: str | Path | Batch | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> OnnxReport:
+    """Writes a converted model as an ONNX file that stock ONNX Runtime runs; it is compared with the eager model first.
+
+    Raises UsageError for another format than onnx, InputError, ConversionError and OutputError as their words say.
+    """
+    if to != "onnx":
+        raise UsageError(f"cannot export to {to!r}: known is onnx")
+    from moeify.export.atomic import check_target
+    from moeify.export.folder import load_folder
+    from moeify.export.onnx.exporting import export_onnx
+
+    check_target(Path(output), force=force)
+    found = load_folder(Path(folder), factory=factory)
+    progress("exporting ONNX", 0, None)
+    return export_onnx(found.model, _example(found.model, found.tokenizer, example), Path(output), force=force)
+
+
+def inspect(
+    source: Source,
+    *,
+    factory: str | Callable[[], nn.Module] | None = None,
+    example: str | Path | Batch | None = None,
+) -> Inspection:
+    """The feed-forward networks of a dense model, or the MoE layers of a converted folder or an ONNX file.
+
+    Raises InputError for what cannot be read.
+    """
+    from moeify.frontend.sniff import sniff
+
+    kind = "module" if isinstance(source, nn.Module) else sniff(Path(source))
+    if kind == "onnx":
+        return _inspect_onnx(Path(str(source)))
+    if kind == "converted":
+        from moeify.export.manifest import read_manifest
+
+        entries = read_manifest(Path(str(source))).layers
+        return Inspection("converted", layer_rows((path, e.config, e.rewrite.way) for path, e in entries.items()))
+    graph = open_model(source, factory=factory, example=example)
+    sites, refusals = graph.host.find()
+    return Inspection("dense", site_rows(sites), refusals)
+
+
+def plan(
+    source: Source,
+    *,
+    recipe: str | Path | Recipe = "emoe",
+    experts: int | None = None,
+    top_k: int | None = None,
+    active: float | None = None,
+    layers: str | None = None,
+    calibrate: Data | None = None,
+    tokens: int | None = None,
+    settings: Settings = (),
+    factory: str | Callable[[], nn.Module] | None = None,
+    example: str | Path | Batch | None = None,
+    seed: int | None = None,
+    dtype: str = "fp32",
+    device: str = "cpu",
+) -> Plan:
+    """What `convert` with the same options would do, without doing it. Raises what `convert` raises before it computes."""
+    wanted = configure(
+        recipe, experts=experts, top_k=top_k, active=active, layers=layers, tokens=tokens, settings=settings, seed=seed
+    )
+    pipeline = wanted.build(registry())
+    pipeline.check(with_data=calibrate is not None)
+    graph = open_model(source, factory=factory, example=example, dtype=dtype, device=device)
+    Pipeline(tuple(step for step in pipeline.passes if FeedForwards in step.gives)).run(graph)
+    alive = (
+        0 if calibrate is None else (_calibration_tokens(pipeline) or 0) * max((s.hidden for s in graph.sites), default=0) * 32
+    )
+    parameters = sum(p.numel() for p in graph.model.parameters())
+    return make_plan(pipeline.passes, graph, parameters, _dtype(dtype).itemsize, alive)
+
+
+def _open_data(source: Data, tokenizer: Any, example: Batch, tokens: int | None) -> Iterable[Batch]:
+    from moeify.data.open_data import open_data
+
+    return open_data(source, tokenizer=tokenizer, example=example, tokens=tokens)
+
+
+def _example(model: nn.Module, tokenizer: Any, example: str | Path | Batch | None) -> Batch:
+    from moeify.frontend.example_inputs import example_inputs
+    from moeify.frontend.load_example import read_example
+
+    device = str(next(model.parameters()).device)
+    return example_inputs(model, tokenizer) if example is None else read_example(example, device)
+
+
+def _inspect_onnx(path: Path) -> Inspection:
+    from moeify.export.onnx.inspecting import onnx_layers
+
+    rows = tuple(
+        {
+            "path": layer.name,
+            "kind": "gated" if layer.shape.gated else "two-matrix",
+            "activation": layer.shape.activation,
+            "hidden": layer.hidden,
+            "experts": len(layer.sizes),
+            "sizes": sizes_text(layer.sizes),
+            "shared": layer.offsets[0],
+            "gate": layer.shape.gate_rule,
+            "top_k": layer.k,
+        }
+        for layer in onnx_layers(path)
+    )
+    return Inspection("onnx", rows)
 
 
 def _calibration_tokens(pipeline: Pipeline) -> int | None:
@@ -236,13 +358,6 @@ def _nothing_found(graph: ModelGraph) -> str:
             f"no feed-forward network can be converted; {len(graph.refusals)} refused, the first {first.path}: {first.reason}"
         )
     return "the model has no feed-forward network that moeify knows: run moeify inspect on it"
-
-
-def _target(key: str) -> tuple[str, str]:
-    name, dot, option = key.partition(".")
-    if not dot:
-        raise UsageError(f"setting {key!r} is not of the form pass.option, such as cluster-neurons.experts")
-    return name, option
 
 
 def _check_exports(export: Sequence[str], output: str | Path | None) -> None:

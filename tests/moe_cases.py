@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from moe_reference import ACTIVATIONS, values
 from numpy.typing import NDArray
+
+from moe_reference import ACTIVATIONS, values
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from moe_cases import Case
 from numpy.typing import NDArray
 
+from moe_cases import Case
 from moeify.export.onnx.body import OPSET, moe_function
 from moeify.export.onnx.body_shape import DOMAIN, INPUTS, OPERATOR, OPTIONAL, VERSION, BodyShape
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -130,13 +131,10 @@ def _bare_block() -> Zoo:
 
 
 def _zoo() -> dict[str, Callable[[], Zoo]]:
-    found: dict[str, Callable[[], Zoo]] = {
-        name: (lambda name=name: _huggingface(name)) for name in zoo_huggingface.ARCHITECTURES
-    }
+    found: dict[str, Callable[[], Zoo]] = {name: partial(_huggingface, name) for name in zoo_huggingface.ARCHITECTURES}
     for activation in ("relu", "gelu"):
         for norm in ("pre", "post"):
-            name = f"encoder-{norm}-{activation}"
-            found[name] = lambda activation=activation, norm=norm: _encoder(activation, norm == "pre")
+            found[f"encoder-{norm}-{activation}"] = partial(_encoder, activation, norm == "pre")
     own = (_nanogpt, _inline, _mixer, _residual_stack, _flat_stack, _bare, _bare_block)
     return found | {make.__name__[1:].replace("_", "-"): make for make in own}
 

@@ -9,23 +9,46 @@ from torch import nn
 Site = tuple[str, str, str, int, int]
 
 VOCABULARY = 40
-_TEXT = dict(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
+_TEXT = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 _LLAMA = dict(_TEXT, num_key_value_heads=1, head_dim=8, max_position_embeddings=64, pad_token_id=0)
 _QWEN = {k: v for k, v in _LLAMA.items() if k != "head_dim"}
 _BERT = dict(_TEXT, max_position_embeddings=64)
-_T5 = dict(vocab_size=VOCABULARY, d_model=16, d_ff=48, d_kv=8, num_layers=2, num_heads=2, decoder_start_token_id=0)
-_BART = dict(
-    vocab_size=VOCABULARY, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
-    decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64,
-)  # fmt: skip
-_GPT2 = dict(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_inner=48, n_positions=64, bos_token_id=1, eos_token_id=2)
-_OPT = dict(
-    vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=48,
-    max_position_embeddings=64, word_embed_proj_dim=16,
-)  # fmt: skip
-_VIT = dict(
-    hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=16, patch_size=8, num_labels=3
-)
+_T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 16,
+    "d_ff": 48,
+    "d_kv": 8,
+    "num_layers": 1,
+    "num_heads": 2,
+    "decoder_start_token_id": 0,
+}
+_BART = {
+    "vocab_size": VOCABULARY, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64,
+}  # fmt: skip
+_GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_inner": 48,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_OPT = {
+    "vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 48,
+    "max_position_embeddings": 64, "word_embed_proj_dim": 16,
+}  # fmt: skip
+_VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "image_size": 16,
+    "patch_size": 8,
+    "num_labels": 3,
+}
 
 
 def _layers(pattern: str, kind: str, activation: str, layers: int = 2) -> list[Site]:
@@ -33,7 +56,7 @@ def _layers(pattern: str, kind: str, activation: str, layers: int = 2) -> list[S
 
 
 def _two_stacks(encoder: str, decoder: str, kind: str, activation: str) -> list[Site]:
-    return _layers(encoder, kind, activation) + _layers(decoder, kind, activation)
+    return _layers(encoder, kind, activation, 1) + _layers(decoder, kind, activation, 1)
 
 
 #: name -> (model class, config class, config, inputs, sites, way). Inputs: "ids", "both" (encoder and decoder), "pixels".
@@ -89,12 +112,13 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any], str, list[Site], str]] 
         _layers("encoder.albert_layer_groups.0.albert_layers.0", "two-matrix", "gelu-tanh", 1), "identity",
     ),
     "mixtral": (
-        "MixtralForCausalLM", "MixtralConfig", dict(_LLAMA, num_local_experts=4, num_experts_per_tok=2), "ids", [], "",
+        "MixtralForCausalLM", "MixtralConfig",
+        dict(_LLAMA, num_hidden_layers=1, num_local_experts=4, num_experts_per_tok=2), "ids", [], "",
     ),
     "qwen2-moe": (
         "Qwen2MoeForCausalLM", "Qwen2MoeConfig",
         dict(
-            _QWEN, num_experts=4, num_experts_per_tok=2,
+            _QWEN, num_hidden_layers=1, num_experts=4, num_experts_per_tok=2,
             moe_intermediate_size=24, shared_expert_intermediate_size=48,
         ),
         "ids", [], "",

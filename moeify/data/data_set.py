@@ -40,7 +40,7 @@ def batch_tokens(batch: Batch) -> int:
 class DataSet:
     """Re-iterable batches. Each iteration reads the source anew, so memory stays bounded.
 
-    kind: text, jsonl, tensors, callable or batches. name: the file, callable or type. limit: stop after that many tokens.
+    kind: text, jsonl, tensors, callable or batches. name: the file, callable or type. options: how it is read.
     Iterating raises InputError for what the source should not hold, and for a source without a batch.
     """
 
@@ -49,7 +49,6 @@ class DataSet:
     source: Callable[[], Iterator[Batch]] = field(repr=False)
     digest: Callable[[], str | None] = field(repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
-    limit: int | None = None
     _read: tuple[int, int, int] = (0, 0, 0)  # batches, rows, tokens of the longest iteration so far
 
     def __iter__(self) -> Iterator[Batch]:
@@ -58,8 +57,6 @@ class DataSet:
             batches, rows, tokens = batches + 1, rows + batch_rows(batch), tokens + batch_tokens(batch)
             self._read = max(self._read, (batches, rows, tokens))
             yield batch
-            if self.limit is not None and tokens >= self.limit:
-                break
         if not batches:
             raise InputError(f"{self.name}: holds no batch; give data with at least one row")
 
@@ -72,11 +69,20 @@ class DataSet:
             "name": self.name,
             "digest": self.digest(),
             **self.options,
-            "limit": self.limit,
             "batches": batches,
             "rows": rows,
             "tokens": tokens,
         }
+
+
+def until(batches: Iterator[Batch], tokens: int | None) -> Iterator[Batch]:
+    """The batches up to the one that brings the number of tokens to `tokens`; None: all."""
+    seen = 0
+    for batch in batches:
+        yield batch
+        seen += batch_tokens(batch)
+        if tokens is not None and seen >= tokens:
+            return
 
 
 def as_batch(value: Any, where: str) -> Batch:

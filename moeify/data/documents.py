@@ -60,11 +60,9 @@ def json_documents(path: Path) -> Iterator[str]:
 def _last_cut(text: str) -> int:
     """Where to cut: behind the last character that a pattern matches, the cleanest pattern first; else at the end."""
     for pattern in _CUTS:
-        last = None
-        for last in pattern.finditer(text):
-            pass
-        if last is not None:
-            return last.end()
+        ends = [match.end() for match in pattern.finditer(text)]
+        if ends:
+            return ends[-1]
     return len(text)
 
 

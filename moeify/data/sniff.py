@@ -14,7 +14,21 @@ FileKind = Literal["text", "jsonl", "pt", "npz", "npy", "safetensors"]
 READABLE = 'text (.txt), .jsonl with a field "text", or tensors (.pt, .npz, .safetensors)'
 _HEAD = 4096
 _TENSOR_SUFFIXES = {".pt": "pt", ".pth": "pt", ".npz": "npz", ".npy": "npy", ".safetensors": "safetensors"}
-_STRUCTURED = {".json", ".csv", ".tsv", ".xml", ".html", ".parquet", ".arrow", ".onnx", ".gguf", ".bin", ".gz", ".bz2", ".xz"}
+_NOT_PLAIN_TEXT = {
+    ".json",
+    ".csv",
+    ".tsv",
+    ".xml",
+    ".html",
+    ".parquet",
+    ".arrow",
+    ".onnx",
+    ".gguf",
+    ".bin",
+    ".gz",
+    ".bz2",
+    ".xz",
+}
 
 
 def kind_of(path: Path) -> FileKind:
@@ -60,9 +74,10 @@ def _by_suffix(path: Path, head: bytes) -> FileKind | None:
         return "jsonl"
     if suffix == ".txt":
         return "text"
-    if suffix in _STRUCTURED or b"\0" in head or not _decodes(head):
+    if suffix in _NOT_PLAIN_TEXT or b"\0" in head or not _decodes(head):
         return None
-    return "jsonl" if _is_object(head.split(b"\n", 1)[0]) else "text"
+    line, whole, _ = head.partition(b"\n")
+    return "jsonl" if (_is_object(line) if whole else line.startswith(b'{"')) else "text"
 
 
 def _decodes(head: bytes) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -135,14 +135,9 @@ _FILLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def limited(ids: Iterator[int], most: int | None) -> Iterator[int]:
-    """At most that many ids."""
-    return ids if most is None else (token for token, _ in zip(ids, range(most)))
-
-
 def first_of(ids: Iterator[int], where: str) -> Iterator[int]:
     """The same ids. Raises InputError where there are fewer than two."""
-    head = [token for token, _ in zip(ids, range(SHORTEST))]
+    head = list(islice(ids, SHORTEST))
     if len(head) < SHORTEST:
         raise InputError(f"{where}: holds {len(head)} tokens; give at least {SHORTEST}")
     return chain(head, ids)

@@ -27,7 +27,12 @@ def check_target(target: Path, *, force: bool) -> None:
     """Raises OutputError where a result may not be written to `target`: call it before hours of work."""
     real = Path(os.path.realpath(target))
     with _one_line(target):
+        parent = next((p for p in real.parents if p.exists()), real)
         holds_something = real.exists() and not (real.is_dir() and not any(real.iterdir()))
+    if not parent.is_dir():
+        raise OutputError(f"{target}: cannot be written, as {parent} is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{target}: cannot be written, as {parent} is read-only; choose another place")
     if not holds_something:
         return
     if not force:
@@ -81,6 +86,7 @@ def _scratch(target: Path) -> Iterator[Path]:
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        folder.mkdir(exist_ok=True)  # another run may have taken it for a stale one before the lock was ours
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -102,17 +108,17 @@ def _remove_stale(target: Path) -> None:
 def _put(part: Path, target: Path, force: bool) -> None:
     """Renames `part` to `target`; what stands there moves aside first, and comes back when the rename fails."""
     if not force or not target.exists():
-        if not part.is_dir():
-            os.link(part, target)  # unlike a rename, this never replaces a file that has appeared meanwhile
-        else:
-            part.rename(target)  # takes the place of nothing, or of an empty folder
+        if target.is_file():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        part.rename(target)  # a folder takes the place of nothing, or of an empty folder
         return
     old = target.parent / f".{target.name}{_OLD}{secrets.token_hex(4)}"
-    target.rename(old)
     try:
+        target.rename(old)
         part.rename(target)
     except BaseException:
-        old.rename(target)
+        if old.exists() and not target.exists():
+            old.rename(target)
         raise
     if old.is_dir():
         shutil.rmtree(old, ignore_errors=True)
@@ -145,4 +151,6 @@ def _one_line(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             raise OutputError(f"{target}: has appeared while the result was written; choose another name") from error
-        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
+        elsewhere = error.filename and _PART not in str(error.filename) and str(error.filename) != str(target)
+        where = f" ({error.filename})" if elsewhere else ""
+        raise OutputError(f"{target}: cannot be written: {error.strerror or error}{where}") from error

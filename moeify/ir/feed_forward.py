@@ -30,8 +30,8 @@ class Weight:
     transposed: bool = False  # the host stores the transpose of the neuron-major form
 
     def read(self) -> Tensor:
-        """The values, detached, in the host's dtype; may share memory with the host: never write to it."""
-        value = self.load(self.parameter).detach()
+        """The values, detached, on the CPU, in the host's dtype; may share memory with the host: never write to it."""
+        value = self.load(self.parameter).detach().cpu()
         if self.transposed:
             value = value.T
         return value if self.rows is None else value[self.rows[0] : self.rows[1]]

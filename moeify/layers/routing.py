@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,30 @@ from torch import Tensor
 from moeify.ir.moe_config import GateRule
 
 
+@dataclass(frozen=True)
+class ChoiceRule:
+    """How experts are chosen and weighted; the names are those of MoEConfig."""
+
+    top_k: int | None
+    threshold: float | None
+    gate_rule: GateRule
+    normalize: bool
+
+    def chooses_all(self, experts: int) -> bool:
+        """Is every expert on, whatever the scores?"""
+        return self.threshold is None and (self.top_k is None or self.top_k >= experts)
+
+    @property
+    def unit_gates(self) -> bool:
+        """Is every gate 1, whatever the scores?"""
+        return self.gate_rule == "one" and not self.normalize
+
+
 @dataclass(frozen=True, eq=False)
 class Routing:
     """Which experts run on which token. All of shape [tokens, experts]; a layer without router has scores of 0.
 
-    scores: in the dtype of x. chosen: bool. gates: float32 (float64 for float64 scores), 0 where not chosen.
+    scores: as the router gave them. chosen: bool. gates: float32 (float64 for float64 scores), 0 where not chosen.
     """
 
     scores: Tensor
@@ -22,20 +42,21 @@ class Routing:
     gates: Tensor
 
 
-def route(
-    scores: Tensor,
-    top_k: int | None,
-    threshold: float | None,
-    selection_bias: Tensor | None,
-    gate_rule: GateRule,
-    normalize: bool,
-) -> Routing:
-    """The routing of scores [tokens, experts]; selection_bias [experts] steers the choice only."""
+def route(scores: Tensor, rule: ChoiceRule, selection_bias: Tensor | None) -> Routing:
+    """The routing of scores [tokens, experts]; selection_bias [experts] steers the choice only.
+
+    Where a gradient is asked for, the gates of the rule `one` are straight-through: exactly 1, with the gradient of softmax.
+    """
     precise = scores if scores.dtype == torch.float64 else scores.float()
-    values = {"one": _unchanged, "softmax": _softmax, "sigmoid": torch.sigmoid}[gate_rule](precise)
+    values = _VALUES[rule.gate_rule](precise)
     steered = values.detach() if selection_bias is None else values.detach() + selection_bias.to(values.dtype)
-    chosen = choose(steered, top_k, threshold)
-    return Routing(scores, chosen, _gates(values, chosen, gate_rule, normalize))
+    chosen = choose(steered, rule.top_k, rule.threshold)
+    gates = _straight_through(values) if rule.gate_rule == "one" else values
+    gates = gates.masked_fill(~chosen, 0.0)
+    if rule.normalize:
+        total = gates.sum(-1, keepdim=True)
+        gates = gates / total.masked_fill(total == 0, 1.0)
+    return Routing(scores, chosen, gates)
 
 
 def choose(values: Tensor, top_k: int | None, threshold: float | None) -> Tensor:
@@ -44,32 +65,21 @@ def choose(values: Tensor, top_k: int | None, threshold: float | None) -> Tensor
     Among equal values the lower index comes first. NaN counts as the largest value: a broken input shows in the output
     instead of silently choosing nothing.
     """
-    infinity = torch.inf
-    values = torch.nan_to_num(values, nan=infinity, posinf=infinity, neginf=-infinity)
+    values = values.masked_fill(values.isnan(), torch.inf)
     chosen = torch.ones_like(values, dtype=torch.bool)
     if top_k is not None and top_k < values.shape[-1]:
-        # torch.topk promises nothing about equal values, so it only tells the smallest value that is still in.
-        last = values.topk(top_k, dim=-1).values[..., -1:]
-        above, equal = values > last, values == last
-        room = top_k - above.sum(-1, keepdim=True)
-        chosen = above | (equal & (equal.cumsum(-1) <= room))
+        # A stable sort, for torch.topk promises nothing about equal values.
+        best = values.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+        chosen = torch.zeros_like(chosen).scatter_(-1, best, True)
     return chosen if threshold is None else chosen & (values >= threshold)
 
 
-def _gates(values: Tensor, chosen: Tensor, gate_rule: GateRule, normalize: bool) -> Tensor:
-    if gate_rule == "one":
-        gates = torch.ones_like(values)
-        if torch.is_grad_enabled() and values.requires_grad:
-            # Straight-through: the value is exactly 1, the gradient that of the softmax.
-            p = _softmax(values)
-            gates = gates + (p - p.detach())
-    else:
-        gates = values
-    gates = torch.where(chosen, gates, 0.0)
-    if not normalize:
-        return gates
-    total = gates.sum(-1, keepdim=True)
-    return gates / torch.where(total == 0, 1.0, total)
+def _straight_through(scores: Tensor) -> Tensor:
+    ones = torch.ones_like(scores)
+    if not (torch.is_grad_enabled() and scores.requires_grad):
+        return ones
+    p = _softmax(scores)
+    return ones + (p - p.detach())  # in this order the value is exactly 1
 
 
 def _softmax(scores: Tensor) -> Tensor:
@@ -78,3 +88,10 @@ def _softmax(scores: Tensor) -> Tensor:
 
 def _unchanged(scores: Tensor) -> Tensor:
     return scores
+
+
+def _sigmoid(scores: Tensor) -> Tensor:
+    return scores.sigmoid()
+
+
+_VALUES: dict[GateRule, Callable[[Tensor], Tensor]] = {"one": _unchanged, "softmax": _softmax, "sigmoid": _sigmoid}

@@ -102,4 +102,5 @@ def _fits(value: Any, member: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if member is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(member, type) and isinstance(value, member)
+    kind = get_origin(member) or member
+    return isinstance(kind, type) and isinstance(value, kind)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
-from torch import nn
-
 from moeify.frontend.loaded import LoadedModel
 from moeify.frontend.match import Found, match
 from moeify.frontend.trace import Traced, trace
@@ -19,14 +17,17 @@ from moeify.splice.walk import GraphWalk
 
 
 class EagerHost:
-    """Finds sites in the model's traced graph, walks it on calibration data, and splices layers into the module."""
+    """Finds sites in the model's traced graph, walks it on calibration data, and splices layers into the module.
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    traced: the graph of an equal model, where it is known already; it holds no weights.
+    """
+
+    def __init__(self, loaded: LoadedModel, traced: Traced | None = None) -> None:
         self.loaded = loaded
         self.model = loaded.model
         self.example = loaded.example
         self.layers: dict[str, MoELayer] = {}
-        self._traced: Traced | None = None
+        self._traced = traced
         self._found: Found | None = None
 
     @property
@@ -48,6 +49,7 @@ class EagerHost:
         return GraphWalk(self.model, self.traced, self._found, batches, layers, memory)
 
     def splice(self, site: FeedForward, spec: MoESpec) -> None:
-        layer = MoELayer.from_spec(site, spec).eval()
+        device = next(self.model.parameters()).device
+        layer = MoELayer.from_spec(site, spec).eval().to(device)
         install(self.model, site.rewrite, layer)
         self.layers[site.path] = layer

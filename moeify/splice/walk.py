@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 
+from moeify.data.data_set import on_device
 from moeify.frontend.match import Call, Found
 from moeify.frontend.trace import Traced
 from moeify.ir.feed_forward import FeedForward
@@ -47,7 +48,9 @@ class GraphWalk:
         self._masks: list[Tensor | None] = []
 
     def __enter__(self) -> Self:
+        device = next(self._model.parameters()).device
         for batch in self._batches:
+            batch = on_device(batch, device)
             bound = self._traced.bind(self._model, batch)
             self._states.append({name: bound[name] for name in self._traced.user_inputs})
             self._positions.append(0)
@@ -121,7 +124,7 @@ class GraphWalk:
 
     def _tokens(self, values: Values, call: Call, number: int) -> Tensor:
         x: Tensor = self._value(call.x, values)
-        x = x.reshape(-1, x.shape[-1])
+        x = x.reshape(-1, x.shape[-1]).cpu()
         mask = self._masks[number]
         return x[mask] if mask is not None and len(mask) == len(x) else x
 
@@ -143,4 +146,4 @@ def _token_mask(batch: Batch) -> Tensor | None:
     mask = batch.get("attention_mask") if isinstance(batch, dict) else None
     if not isinstance(mask, Tensor) or mask.ndim != 2 or bool((mask != 0).all()):
         return None
-    return (mask != 0).reshape(-1)
+    return (mask != 0).reshape(-1).cpu()

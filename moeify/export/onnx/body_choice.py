@@ -23,6 +23,8 @@ def values(op: Operations, shape: BodyShape, scores: ir.Value) -> ir.Value:
 def mask(op: Operations, shape: BodyShape, v: dict[str, ir.Value], value: ir.Value) -> ir.Value:
     """Is the expert on? [tokens, experts], bool; for shapes with top-k, a threshold, or both."""
     biased = op("Add", value, v["selection_bias"]) if "selection_bias" in shape.present else value
+    # As in MoELayer, NaN counts as the largest value: a broken input shows in the output. (TopK promises nothing for it.)
+    biased = op("Where", op("IsNaN", biased), op.constant(float("inf")), biased)
     above = op("GreaterOrEqual", biased, v["threshold"]) if "threshold" in shape.present else None
     if "k" not in shape.present:
         assert above is not None

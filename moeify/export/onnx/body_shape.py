@@ -46,6 +46,10 @@ class BodyShape:
             raise UsageError(f"not an optional input of {DOMAIN}::{OPERATOR}: {', '.join(sorted(unknown))}")
 
     @property
+    def gated(self) -> bool:
+        return "gate" in self.present
+
+    @property
     def overload(self) -> str:
         """The name of the body, for FunctionProto and NodeProto; equal for equal shapes only."""
         parts = [f"{self.experts}x", self.activation, self.gate_rule]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -32,7 +32,7 @@ class ClusterNeurons:
     experts: int = 16
     shared_experts: int = 0
     unequal: bool = False
-    by: Random | BalancedKMeans | ActivationMarkers = BalancedKMeans()
+    by: Random | BalancedKMeans | ActivationMarkers = field(default_factory=BalancedKMeans)
 
     name: ClassVar[str] = "cluster-neurons"
     uses: ClassVar[tuple[type[Fact], ...]] = ()

@@ -13,13 +13,9 @@ def check_layers(layers: str) -> None:
     """Raises UsageError for a selection that cannot be read."""
     for term in _terms(layers):
         if not term:
-            raise UsageError(
-                f"find-feed-forward.layers is {layers!r}: give a path pattern, last-half or every:N, comma-separated"
-            )
+            raise UsageError(f"find-feed-forward.layers is {layers!r}: give path patterns, last-half or every:N, with commas")
         if term.startswith("every:") and not (term[6:].isdecimal() and int(term[6:]) > 0):
-            raise UsageError(
-                f"find-feed-forward.layers has {term!r}: give every:N with a whole number N from 1, such as every:2"
-            )
+            raise UsageError(f"find-feed-forward.layers has {term!r}: give a whole number from 1, such as every:2")
 
 
 def select_layers(sites: Sequence[FeedForward], layers: str) -> tuple[FeedForward, ...]:

@@ -37,9 +37,7 @@ class ActivationMarkers:
 
     def __post_init__(self) -> None:
         if self.top <= 0 or (isinstance(self.top, float) and self.top > 1):
-            raise UsageError(
-                f"activation-markers.top is {self.top}: choose a count from 1, or a fraction above 0 and up to 1.0"
-            )
+            raise UsageError(f"activation-markers.top is {self.top}: choose a count from 1 or a fraction of at most 1.0")
         if self.iterations < 1:
             raise UsageError(f"activation-markers.iterations is {self.iterations}: choose 1 or more")
 

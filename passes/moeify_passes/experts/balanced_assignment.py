@@ -45,9 +45,9 @@ def balanced_assignment(cost: Tensor, sizes: Tensor, prices: Tensor | None = Non
         raise UsageError("the costs of the assignment are not all finite: check the weights and the calibration data")
     table: Floats = cost.double().numpy()
     start = _sinkhorn_prices(cost.double(), sizes, prices)
-    graph = GroupGraph(table, (cost + start).argmin(1).numpy(), sizes.numpy())
+    graph = GroupGraph(table, start.numpy(), sizes.numpy())
     graph.settle()
-    final = graph.prices()
+    final = graph.prices - graph.prices.mean()
     paid = float(table[np.arange(points), graph.labels].sum())
     bound = float((table + final).min(1).sum() - (final * sizes.numpy()).sum()) if points else 0.0
     return Assignment(torch.from_numpy(graph.labels), paid, torch.from_numpy(final), paid - bound)

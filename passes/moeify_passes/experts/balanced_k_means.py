@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from moeify.errors import UsageError
 from moeify.ir.facts import Fact
@@ -41,7 +42,7 @@ class BalancedKMeans:
         matrix = site.keys() if self.rows == "key" else (site.up if self.rows == "up" else site.down).read()
         rows = matrix[neurons].float()
         if self.normalize:
-            rows = torch.nn.functional.normalize(rows, dim=1)
+            rows = F.normalize(rows, dim=1)
         found = balanced_k_means(rows, torch.tensor(sizes), self.iterations, context.generator("experts/k-means", site))
         context.measure(site, clustering_objective=found.objectives[-1], clustering_rounds=len(found.objectives))
         return tuple(neurons[group] for group in found.groups())

@@ -17,7 +17,7 @@ _CHUNK = 1 << 24
 @dataclass(frozen=True, eq=False)
 class Clustering:
     """labels: int64 [rows]. objectives: the sum of squared distances to the centres after each assignment, non-increasing.
-    gap: how far the last assignment can be from the cheapest one, as a share of the objective (0 up to rounding)."""
+    gap: how far the last assignment can be from the cheapest one, as a share of the rows' summed squares (0 up to rounding)."""
 
     labels: Tensor
     objectives: tuple[float, ...]
@@ -44,14 +44,14 @@ def balanced_k_means(rows: Tensor, sizes: Tensor, iterations: int, generator: to
         objective = max(float(squares.sum()) + found.cost, 0.0)
         if objectives and objective >= objectives[-1] * (1 - 1e-7):
             break
-        labels, prices, gap = found.labels, found.prices, found.gap / max(objective, 1e-30)
+        labels, prices, gap = found.labels, found.prices, found.gap / max(float(squares.sum()), 1e-30)
         objectives.append(objective)
         centres = _means(rows, labels, sizes)
     return Clustering(labels, tuple(objectives), gap)
 
 
 def _float_chunks(rows: Tensor) -> Iterator[Tensor]:
-    for chunk in rows.split(max(1, _CHUNK // max(rows.shape[1], 1))):
+    for chunk in torch.split(rows, max(1, _CHUNK // max(rows.shape[1], 1))):
         yield chunk.float()
 
 

@@ -23,4 +23,4 @@ class Random:
     def group(self, site: FeedForward, neurons: Tensor, sizes: tuple[int, ...], context: PassContext) -> tuple[Tensor, ...]:
         """Groups of `neurons` (int64 indices) of those sizes."""
         order = torch.randperm(len(neurons), generator=context.generator("experts/random", site))
-        return neurons[order].split(list(sizes))
+        return tuple(torch.split(neurons[order], list(sizes)))

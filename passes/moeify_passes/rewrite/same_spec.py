@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def same_spec(a: Any, b: Any) -> bool:
-    """Are two specs equal, tensor by tensor and bit by bit? (None, tuples, mappings and dataclasses within are compared too.)"""
+    """Are two specs equal, tensor by tensor and bit by bit? Looks into tuples, mappings and dataclasses."""
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):

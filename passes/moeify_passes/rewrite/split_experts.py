@@ -54,5 +54,8 @@ class SplitExperts:
 
 def _checked(site: FeedForward, group: Tensor) -> Tensor:
     if len(group) and not 0 <= int(group.min()) <= int(group.max()) < site.neurons:
-        raise ConversionError(f"{site.path}: a group names neurons up to {int(group.max())}; there are only {site.neurons}")
+        raise ConversionError(
+            f"{site.path}: a group names neurons from {int(group.min())} to {int(group.max())}; "
+            f"there are {site.neurons}, counted from 0"
+        )
     return group.to(torch.int64).sort().values

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from moeify.data.calls import batches_digest, called_batches, checked_batches
-from moeify.data.data_set import DataSet
+from moeify.data.data_set import DataSet, until
 from moeify.data.documents import json_documents, text_pieces
 from moeify.data.fitting import fit_to
 from moeify.data.importable import importable, is_importable_name
 from moeify.data.sniff import FileKind, kind_of
 from moeify.data.tensors import read_tensors, row_batches
-from moeify.data.windows import SHORTEST, TextEncoder, first_of, limited, text_inputs, window_batches
+from moeify.data.windows import SHORTEST, TextEncoder, first_of, text_inputs, window_batches
 from moeify.errors import InputError, UsageError
 from moeify.ir.model_graph import Batch
 
@@ -38,7 +40,7 @@ def open_data(
     tokenizer: for text; one of transformers, or alike. Its own special tokens go round each window.
     example: a batch that the model takes; data is given its form and held against it.
     window: tokens in a window of text, special tokens included (cut to what the tokenizer allows).
-    batch: rows in a batch. tokens: stop early (exact for text, at the end of a batch otherwise).
+    batch: rows in a batch. tokens: stop early (at so many tokens of text, at the end of a batch otherwise).
     input_names: the names of the model's positional inputs. vocabulary: token ids must be below it.
 
     Raises UsageError for an option out of bounds, InputError for a source that cannot be read or does not fit. What is
@@ -47,53 +49,70 @@ def open_data(
     for name, value, least in (("window", window, SHORTEST), ("batch", batch, 1), ("tokens", tokens, SHORTEST)):
         if value is not None and value < least:
             raise UsageError(f"{name} is {value}: it must be at least {least}")
-    if isinstance(source, str | Path) and not (isinstance(source, str) and is_importable_name(source)):
-        path = Path(source).expanduser()
-        kind = kind_of(path)
-        if kind in ("text", "jsonl"):
-            return _text(path, kind, tokenizer, example, window, batch, tokens, tuple(input_names), vocabulary)
-        rows = fit_to(example, input_names, vocabulary, str(path))(read_tensors(path, kind))
-        options = {"batch": batch}
-        return DataSet("tensors", path.name, lambda: row_batches(rows, batch), lambda: _file_digest(path), options, tokens)
-    return _python(source, example, tuple(input_names), vocabulary, tokens)
+    wanted = _Wanted(example, tuple(input_names), vocabulary, batch, tokens)
+    if not isinstance(source, str | Path) or (isinstance(source, str) and is_importable_name(source)):
+        return _python(source, wanted)
+    path = Path(source).expanduser()
+    kind = kind_of(path)
+    return _text(path, kind, tokenizer, window, wanted) if kind in ("text", "jsonl") else _tensors(path, kind, wanted)
 
 
-def _text(
-    path: Path, kind: FileKind, tokenizer: Any, example: Batch | None, window: int, batch: int, tokens: int | None,
-    names: tuple[str, ...], vocabulary: int | None,
-) -> DataSet:  # fmt: skip
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """The batches that are asked for: see `open_data`."""
+
+    example: Batch | None
+    names: tuple[str, ...]
+    vocabulary: int | None
+    batch: int
+    tokens: int | None
+
+
+def _text(path: Path, kind: FileKind, tokenizer: Any, window: int, wanted: _Wanted) -> DataSet:
     if tokenizer is None:
         raise InputError(
             f"{path}: is text, which needs a tokenizer; name its folder, or give tensors (.pt, .npz, .safetensors)"
         )
     encoder = TextEncoder.of(tokenizer)
     encoder.content(window)
-    fill = text_inputs(example, str(path), names)
-
-    check = fit_to(None, names, vocabulary, str(path))
+    fill = text_inputs(wanted.example, str(path), wanted.names)
+    check = fit_to(None, wanted.names, wanted.vocabulary, str(path))
 
     def batches() -> Iterator[Batch]:
         pieces = json_documents(path) if kind == "jsonl" else text_pieces(path)
-        ids = first_of(limited(encoder.ids(pieces, kind == "jsonl"), tokens), str(path))
-        return map(check, window_batches(encoder, ids, window, batch, fill))
+        ids = first_of(islice(encoder.ids(pieces, kind == "jsonl"), wanted.tokens), str(path))
+        return map(check, window_batches(encoder, ids, window, wanted.batch, fill))
 
-    options = {"window": min(window, encoder.longest), "batch": batch}
-    return _first(DataSet(kind, path.name, batches, lambda: _file_digest(path), options, tokens))
+    options = {"window": min(window, encoder.longest), "batch": wanted.batch, "limit": wanted.tokens}
+    return _first(DataSet(kind, path.name, batches, lambda: _file_digest(path), options))
 
 
-def _python(source: Any, example: Batch | None, names: tuple[str, ...], vocabulary: int | None, tokens: int | None) -> DataSet:
-    name = source if isinstance(source, str) else getattr(source, "__qualname__", type(source).__name__)
-    fit = fit_to(example, names, vocabulary, name)
-    called = importable(source, "the data set") if isinstance(source, str) else source
-    if callable(called) and not isinstance(called, Iterable):
-        return DataSet("callable", name, lambda: map(fit, called_batches(called, name)), lambda: None, {}, tokens)
-    if isinstance(called, Iterator):  # can be read once only
-        called = list(checked_batches(called, name))
+def _tensors(path: Path, kind: FileKind, wanted: _Wanted) -> DataSet:
+    rows = fit_to(wanted.example, wanted.names, wanted.vocabulary, str(path))(read_tensors(path, kind))
 
     def batches() -> Iterator[Batch]:
-        return map(fit, checked_batches(called, name))
+        return until(row_batches(rows, wanted.batch), wanted.tokens)
 
-    return _first(DataSet("batches", name, batches, lambda: batches_digest(batches()), {}, tokens))
+    options = {"batch": wanted.batch, "limit": wanted.tokens}
+    return DataSet("tensors", path.name, batches, lambda: _file_digest(path), options)
+
+
+def _python(source: Any, wanted: _Wanted) -> DataSet:
+    name = source if isinstance(source, str) else getattr(source, "__qualname__", type(source).__name__)
+    found = importable(source, "the data set") if isinstance(source, str) else source
+    called = callable(found) and not isinstance(found, Iterable)
+    if isinstance(found, Iterator):  # can be read once only
+        found = list(until(checked_batches(found, name), wanted.tokens))
+    fit = fit_to(wanted.example, wanted.names, wanted.vocabulary, name)
+
+    def batches() -> Iterator[Batch]:
+        raw = called_batches(found, name) if called else checked_batches(found, name)
+        return until(map(fit, raw), wanted.tokens)
+
+    options = {"limit": wanted.tokens}
+    if called:
+        return DataSet("callable", name, batches, lambda: None, options)
+    return _first(DataSet("batches", name, batches, lambda: batches_digest(batches()), options))
 
 
 def _first(data: DataSet) -> DataSet:

@@ -1,0 +1,130 @@
+"""`moeify convert`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moeify.cli.options import Device, Example, Factory, Force, Json, Quiet, Tokens, Verbose, at_least, fraction
+from moeify.cli.screen import Screen, percent
+from moeify.cli.working import working
+from moeify.errors import UsageError
+
+if TYPE_CHECKING:
+    from moeify.api import Conversion
+    from moeify.pipeline.plan import Plan
+
+
+def convert(
+    model: Annotated[str, typer.Argument(help="The dense model: a Hugging Face folder, a GGUF file, a state_dict.")],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="OUT", help="The folder to write; it appears whole or not at all.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE.toml", help="What is done: a shipped recipe or a file (see moeify recipes).")
+    ] = "emoe",
+    experts: Annotated[int | None, typer.Option(metavar="N", parser=at_least(1), help="Routed experts in every layer.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", metavar="K", parser=at_least(1), help="Routed experts that one token uses.")
+    ] = None,
+    active: Annotated[
+        float | None,
+        typer.Option(metavar="FRACTION", parser=fraction, help="Largest active fraction of each layer, in place of --top-k."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Set an option of a pass of the recipe; may be repeated."),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="GLOB|last-half|every:N", help="Convert these layers only and leave the others dense.")
+    ] = None,
+    calibrate: Annotated[
+        str | None, typer.Option(metavar="FILE|PKG.MOD:CALLABLE", help="Data that passes may look at (text, tensors).")
+    ] = None,
+    tokens: Tokens = None,
+    factory: Factory = None,
+    example: Example = None,
+    export: Annotated[str, typer.Option(metavar="torch,onnx", help="What the output folder holds.")] = "torch",
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", parser=at_least(0), help="Seed of every random choice; the same seed gives the same model."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(metavar="fp32|bf16", help="Number type of the weights.")] = "fp32",
+    device: Device = "cpu",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and write nothing.")] = False,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Convert a dense model into a Mixture-of-Experts model."""
+    screen = Screen(json, quiet, verbose)
+    if output is None and not dry_run:
+        raise UsageError("no output given: name a folder with --output OUT, or look first with --dry-run")
+    with working(screen) as progress:
+        from moeify import api
+        from moeify.pipeline.recipe import parse_setting
+
+        options: dict[str, Any] = {
+            "recipe": recipe, "experts": experts, "top_k": top_k, "active": active, "layers": layers,
+            "settings": [parse_setting(text) for text in setting or ()], "calibrate": calibrate, "tokens": tokens,
+            "factory": factory, "example": example, "seed": seed, "dtype": dtype, "device": device,
+        }  # fmt: skip
+        if dry_run:
+            planned = api.plan(model, **options)
+        else:
+            exports = [name.strip() for name in export.split(",")]
+            done = api.convert(model, output, **options, export=exports, force=force, progress=progress)
+    if dry_run:
+        _show_plan(planned, screen)
+    else:
+        _show_conversion(done, screen)
+
+
+def _show_plan(plan: Plan, screen: Screen) -> None:
+    if screen.json:
+        screen.data(plan.to_json())
+        return
+    columns = ("path", "kind", "activation", "hidden", "neurons", "experts", "top-k", "rewrite", "active")
+    rows = [
+        (r.path, r.kind, r.activation, r.hidden, r.neurons, r.experts, r.top_k, r.rewrite, percent(r.active_fraction))
+        for r in plan.layers
+    ]
+    screen.table(columns, rows)
+    screen.table(("refused", "reason"), plan.refusals)
+    screen.line(
+        f"would convert {len(plan.layers)} feed-forward networks, active fraction {percent(plan.active_fraction)};"
+        f" parameters {plan.parameters_before:,} -> {plan.parameters_after:,},"
+        f" peak memory about {plan.peak_memory / 2**20:,.0f} MiB"
+    )
+    for note in plan.notes:
+        screen.note(note)
+
+
+def _show_conversion(done: Conversion, screen: Screen) -> None:
+    report = done.report
+    if screen.json:
+        times = {"seconds": report.seconds} if screen.verbose else {}
+        screen.data({"folder": str(done.folder), "recipe": done.recipe.name, **report.to_json(), **times})
+        return
+    figures = list(dict.fromkeys(name for layer in report.layers for name in layer.measured)) if screen.verbose else []
+    columns = ("path", "kind", "activation", "neurons", "experts", "shared", "router", "top-k", "active", *figures)
+    rows = [
+        (
+            r.path, r.kind, r.activation, r.neurons, len(r.sizes), r.shared, r.router, r.top_k, percent(r.active_fraction),
+            *(r.measured.get(name) for name in figures),
+        )
+        for r in report.layers
+    ]  # fmt: skip
+    screen.table(columns, rows)
+    screen.table(("refused", "reason"), report.refusals)
+    if screen.verbose:
+        screen.table(("pass", "seconds"), [(name, round(value, 3)) for name, value in report.seconds.items()])
+    left = f", {len(report.untouched)} left dense" if report.untouched else ""
+    screen.line(
+        f"converted {len(report.layers)} feed-forward networks{left} with recipe {done.recipe.name},"
+        f" active fraction {percent(report.active_fraction)}: {done.folder}"
+    )
+    for note in report.notes:
+        screen.note(note)

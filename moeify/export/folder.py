@@ -1,0 +1,145 @@
+"""Our output folder, format 1: a converted model that `load_folder` gives back, tensor by tensor.
+
+    OUT/moeify.safetensors   every tensor of the converted model, tied ones once
+    OUT/moeify.json          the manifest: what is there, what made it, how the layers go in (see manifest.py)
+    OUT/recipe.toml          the recipe that made it
+    OUT/report.json          what was done and measured
+    OUT/source/              config, generation config and tokenizer of the dense model
+
+There is no config.json at the top: transformers must not take the folder for a dense model. The bytes depend on
+the model alone: no times, no machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import moeify
+from moeify.errors import InputError, OutputError
+from moeify.export.atomic import whole_folder
+from moeify.export.folder_skeleton import build_skeleton, read_tokenizer
+from moeify.export.folder_weights import load_weights, write_weights
+from moeify.export.manifest import NAME, LayerEntry, Manifest, json_text, read_manifest
+from moeify.frontend.load_factory import Factory
+from moeify.frontend.loaded import LoadedModel, file_digest
+
+__all__ = ["LayerEntry", "LoadedFolder", "load_folder", "save_folder"]
+
+_WEIGHTS = "moeify.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedFolder:
+    """A converted model in eval mode. tokenizer: transformers' own, or None."""
+
+    model: nn.Module
+    manifest: Manifest
+    tokenizer: Any | None
+
+
+def save_folder(
+    model: nn.Module,
+    layers: Mapping[str, LayerEntry],
+    loaded: LoadedModel,
+    recipe_text: str,
+    report: Mapping[str, Any],
+    output: Path,
+    *,
+    force: bool,
+    also: Callable[[Path], None] | None = None,
+) -> Path:
+    """Writes the converted model; `also` may add files before the manifest is written. Returns `output`.
+
+    layers: by site path, in order of installation. Raises OutputError where the folder exists (without `force`) or cannot be
+    written; then it is as it was before.
+    """
+    if loaded.path is not None and _holds(output, loaded.path):
+        raise OutputError(f"{output}: holds the dense model that is being converted; choose another name")
+    with whole_folder(output, force) as folder:
+        aliases = write_weights(model, folder / _WEIGHTS)
+        _write(folder / "recipe.toml", recipe_text)
+        _write(folder / "report.json", json_text(_finite(report)))
+        loaded.save_source(folder / "source")
+        if also is not None:
+            also(folder)
+        (folder / _WEIGHTS).chmod((folder / "recipe.toml").stat().st_mode)  # safetensors leaves it to its owner alone
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        manifest = Manifest(
+            source=loaded.source,
+            dtype=next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32),
+            layers=layers,
+            aliases=aliases,
+            digests={path.relative_to(folder).as_posix(): file_digest(path) for path in files},
+            versions=_versions(),
+        )
+        _write(folder / NAME, manifest.to_json())
+    return output
+
+
+def load_folder(
+    folder: Path, *, factory: Factory | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
+) -> LoadedFolder:
+    """The converted model of an output folder, in eval mode on that device.
+
+    factory: needed again where the dense model was no class of transformers. dtype: of its weights; None: as saved.
+    Raises InputError for a folder that is damaged (which file), newer than this version, or none of ours.
+    """
+    from moeify.layers.moe_layer import MoELayer
+    from moeify.splice.eager import install
+
+    manifest = read_manifest(folder)
+    _verify(folder, manifest)
+    kind = dtype or manifest.dtype
+    model = build_skeleton(folder, manifest.source, factory, kind)
+    for entry in manifest.layers.values():
+        install(model, entry.rewrite, MoELayer(entry.config, dtype=kind, device="meta"))
+    load_weights(model, folder / _WEIGHTS, manifest.aliases, cast=dtype is not None)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise InputError(f"{folder}: {name} of the {type(model).__name__} is in no file; give a factory that computes it")
+    return LoadedFolder(model.to(device).eval(), manifest, read_tokenizer(folder))
+
+
+def _verify(folder: Path, manifest: Manifest) -> None:
+    if _WEIGHTS not in manifest.digests:
+        raise InputError(f"{folder / NAME}: field digests lacks {_WEIGHTS}; convert the model again")
+    for name, digest in manifest.digests.items():
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: the file {name} is missing; copy the folder again, or convert the model again")
+        if file_digest(folder / name) != digest:
+            raise InputError(f"{folder}: the file {name} is damaged or was changed (sha256); copy the folder again")
+
+
+def _versions() -> dict[str, str]:
+    found = {"moeify": moeify.__version__, "torch": str(torch.__version__)}
+    with contextlib.suppress(PackageNotFoundError):
+        found["transformers"] = version("transformers")
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null in their place."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _holds(output: Path, source: Path) -> bool:
+    real, inner = Path(os.path.realpath(output)), Path(os.path.realpath(source))
+    return real == inner or real in inner.parents
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")

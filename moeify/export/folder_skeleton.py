@@ -1,0 +1,93 @@
+"""The dense model without its weights, into which the saved ones are put."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moeify.data.importable import one_line
+from moeify.errors import InputError, MissingExtraError
+from moeify.frontend.load_factory import Factory, build
+from moeify.frontend.load_quietly import quiet_transformers
+from moeify.frontend.loaded import SourceInfo
+
+_PREFIX = "transformers."
+_SAFE = {"local_files_only": True, "trust_remote_code": False}
+
+
+def build_skeleton(folder: Path, info: SourceInfo, factory: Factory | None, dtype: torch.dtype) -> nn.Module:
+    """The model class that the manifest names, with parameters on the meta device; or what `factory` builds.
+
+    Only classes of transformers are taken by name, from `folder`/source/config.json; a factory is never imported because a
+    file names it. Raises InputError where a factory is needed, or the config does not make the model.
+    """
+    if factory is not None:
+        model = build(factory)
+        first = next((p.dtype for p in model.parameters() if p.is_floating_point()), dtype)
+        return model.to(dtype) if info.kind == "state-dict" or first != dtype else model
+    if not info.model_class.startswith(_PREFIX):
+        was = f"with the factory {info.factory}" if info.factory else f"as a {info.model_class} in memory"
+        raise InputError(
+            f"{folder}: its dense model came {was}: name a callable that builds it (factory=..., --factory pkg.mod:callable)"
+        )
+    with quiet_transformers("a converted Hugging Face model") as transformers:
+        try:
+            return _from_config(transformers, _known_class(transformers, folder, info), folder / "source", dtype)
+        except (OSError, ValueError, TypeError, AttributeError, RuntimeError, KeyError) as error:
+            raise InputError(f"{folder / 'source'}: does not make a {info.model_class}: {one_line(error)}") from error
+
+
+def read_tokenizer(folder: Path) -> Any | None:
+    """The tokenizer of `folder`/source, or None where there is none. Raises InputError where it cannot be read."""
+    source = folder / "source"
+    if not (source / "tokenizer_config.json").is_file():
+        return None
+    with quiet_transformers("a tokenizer") as transformers:
+        try:
+            return transformers.AutoTokenizer.from_pretrained(source, **_SAFE)
+        except Exception as error:  # tokenizers raise errors of every kind
+            raise InputError(f"{source}: the tokenizer cannot be read: {one_line(error)}") from error
+
+
+def _known_class(transformers: Any, folder: Path, info: SourceInfo) -> Any:
+    name = info.model_class.removeprefix(_PREFIX)
+    found = getattr(transformers, name, None) if name.isidentifier() else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise InputError(
+            f"{folder / 'moeify.json'}: field model_class is {info.model_class!r}, no model of transformers "
+            f"{transformers.__version__}; upgrade transformers, or give a factory"
+        )
+    return found
+
+
+def _from_config(transformers: Any, cls: Any, source: Path, dtype: torch.dtype) -> nn.Module:
+    try:
+        from accelerate import init_empty_weights
+    except ImportError as error:
+        raise MissingExtraError("accelerate", "hf", "opening a converted Hugging Face model") from error
+    config = transformers.AutoConfig.from_pretrained(source, **_SAFE)
+    # Buffers stay real: those that no file holds (rotary frequencies, positions) are computed while the model is built.
+    with _default_dtype(dtype), torch.random.fork_rng(devices=[]):
+        with init_empty_weights(include_buffers=False):
+            model: Any = cls(config)
+        if any(buffer.is_meta for buffer in model.buffers()):
+            model = cls(config)  # its buffers are computed from its parameters
+    if (source / "generation_config.json").is_file() and hasattr(model, "generation_config"):
+        model.generation_config = transformers.GenerationConfig.from_pretrained(source, local_files_only=True)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

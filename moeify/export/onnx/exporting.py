@@ -1,0 +1,103 @@
+"""A model, converted or dense, as one ONNX file that stock ONNX Runtime runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from moeify.errors import ConversionError, MissingExtraError, UsageError
+from moeify.export.atomic import check_target, whole_file
+from moeify.export.onnx.attach import MoENode, attach_bodies
+from moeify.export.onnx.body import OPSET
+from moeify.export.onnx.calm import calm
+from moeify.export.onnx.decoder_interface import decoder_interface
+from moeify.export.onnx.distance import BOUNDS
+from moeify.export.onnx.interface import Interface, flat_interface
+from moeify.export.onnx.report import Check, OnnxReport, Port
+from moeify.export.onnx.tracing import trace
+from moeify.export.onnx.verify import verify
+from moeify.ir.model_graph import Batch
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+#: Protobuf ends at 2 GB; beyond this much data the weights go to `NAME.onnx.data` beside the file.
+EMBEDDED = 1_900_000_000
+
+
+def export_onnx(
+    model: nn.Module, example: Batch, output: Path, *, force: bool = False, opset: int = OPSET
+) -> OnnxReport:
+    """Writes `output` (and `output.data` beyond 2 GB) once ONNX Runtime has given what the model gives.
+
+    Every MoE layer is one `moeify::MoE` node with a body of standard operators. Hugging Face decoders take and give their
+    cache; batch and sequence are free. The model is left as it was. Raises UsageError for a bad option, OutputError where
+    the file cannot be written, ConversionError where the model cannot be translated or the file computes something else.
+    """
+    started = time.monotonic()
+    _check(model, opset)
+    check_target(output, force=force)
+    with calm(model), whole_file(output, force) as part:
+        interface = decoder_interface(model, example) or flat_interface(model, example)
+        graph = trace(interface, opset)
+        layers = attach_bodies(graph)
+        data = _save(graph, part)
+        checks = verify(part, model, interface, layers, _dtype(model))
+        size = part.stat().st_size
+        if data is not None:
+            size += data.stat().st_size
+            with whole_file(output.with_name(data.name), force) as place:
+                os.replace(data, place)
+        return _report(graph, output, layers, checks, size, time.monotonic() - started)
+
+
+def _check(model: nn.Module, opset: int) -> None:
+    try:
+        import onnx
+        import onnx_ir
+        import onnxruntime
+        import onnxscript  # noqa: F401 - torch.onnx.export needs it
+    except ImportError as error:
+        raise MissingExtraError(error.name or "onnx", "onnx", "ONNX export") from error
+    if not OPSET <= opset <= onnx.defs.onnx_opset_version():
+        raise UsageError(f"opset is {opset}: choose from {OPSET} to {onnx.defs.onnx_opset_version()}")
+    if (dtype := _dtype(model)) not in BOUNDS:
+        raise ConversionError(f"ONNX Runtime's CPU cannot run a model in {dtype}; convert it first: model.float()")
+
+
+def _dtype(model: nn.Module) -> str:
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()} or {torch.float32}
+    low = [dtype for dtype in (torch.bfloat16, torch.float16, torch.float64) if dtype in dtypes]
+    return str(low[0] if low else torch.float32).removeprefix("torch.")
+
+
+def _save(graph: ir.Model, part: Path) -> Path | None:
+    """Gives the path of the external data, None where there is none."""
+    import onnx_ir as ir
+
+    total = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
+    if total <= EMBEDDED:
+        ir.save(graph, part)
+        return None
+    data = part.with_name(f"{part.name}.data")
+    ir.save(graph, part, external_data=data.name)
+    return data
+
+
+def _report(
+    graph: ir.Model, output: Path, layers: tuple[MoENode, ...], checks: tuple[Check, ...], size: int, seconds: float
+) -> OnnxReport:
+    def ports(values: list[ir.Value]) -> tuple[Port, ...]:
+        return tuple(
+            Port(v.name or "", str(v.dtype).lower(), tuple(d if isinstance(d, int) else str(d) for d in v.shape or ()))
+            for v in values
+        )
+
+    names = tuple(layer.name for layer in layers)
+    inputs, outputs = ports(list(graph.graph.inputs)), ports(list(graph.graph.outputs))
+    return OnnxReport(str(output), inputs, outputs, len(graph.graph), names, size, checks, seconds)

@@ -1,0 +1,33 @@
+"""The MoE layers of an ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moeify.errors import InputError, MissingExtraError, MoeifyError
+from moeify.export.onnx.attach import MoENode, moe_nodes, read_node
+
+
+def onnx_layers(path: str | Path) -> tuple[MoENode, ...]:
+    """The `moeify::MoE` nodes of the file in their order; none for any other model.
+
+    Raises InputError for a file that is missing, empty, damaged or no ONNX model, or whose MoE nodes are not as they should be.
+    """
+    try:
+        import google.protobuf.message
+        import onnx_ir as ir
+    except ImportError as error:
+        raise MissingExtraError("onnx-ir", "onnx", "reading an ONNX file") from error
+    path = Path(path).absolute()  # with a bare name, onnx_ir would follow external data out of the folder
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        model = ir.load(path)
+        if not len(model.graph):
+            raise InputError(f"{path}: holds no graph; export it again")
+        return tuple(read_node(node) for node in moe_nodes(model))
+    except MoeifyError as error:
+        raise InputError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+    except (google.protobuf.message.DecodeError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: is no ONNX model, or is damaged: {reason}") from error

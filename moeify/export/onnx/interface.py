@@ -1,0 +1,97 @@
+"""How a model looks from outside: which tensors go in and come out of the file, under which names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moeify.errors import ConversionError, UsageError
+from moeify.ir.model_graph import Batch
+
+#: Traced modules hold the model under this name; it is cut from the names of initializers.
+HELD = "traced"
+
+
+@dataclass(frozen=True, eq=False)
+class Interface:
+    """module: takes the example's tensors in order and gives a tuple of tensors. cache_layers: 0 where there is no cache."""
+
+    module: nn.Module
+    example: tuple[Tensor, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    cache_layers: int = 0
+
+
+class FlatModel(nn.Module):
+    """A model whose tensors go in one by one and come out as a tuple; what is not a tensor in the example stays as it is."""
+
+    def __init__(self, model: nn.Module, example: Batch) -> None:
+        super().__init__()
+        self.traced = model
+        self._args = () if isinstance(example, dict) else tuple(example)
+        self._kwargs = dict(example) if isinstance(example, dict) else {}
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        given = iter(tensors)
+        args = [next(given) if isinstance(value, Tensor) else value for value in self._args]
+        kwargs = {name: next(given) if isinstance(value, Tensor) else value for name, value in self._kwargs.items()}
+        return tuple(named_tensors(self.traced(*args, **kwargs)).values())
+
+
+def flat_interface(model: nn.Module, example: Batch) -> Interface:
+    """For any module. Inputs by the names of forward's parameters, outputs by their field names or output_0, output_1, ...
+
+    Raises UsageError for an example without tensors, ConversionError for outputs that hold none.
+    """
+    named = example if isinstance(example, dict) else _named(model, example)
+    tensors = {name: _enlarged(value, named) for name, value in named.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UsageError("the example inputs hold no tensor: pass a tuple or a dict with at least one")
+    module = FlatModel(model, example)
+    outputs = named_tensors(model(**example) if isinstance(example, dict) else model(*example))
+    if not outputs:
+        raise ConversionError(f"the output of {type(model).__name__} holds no tensor; nothing can be exported")
+    return Interface(module, tuple(tensors.values()), tuple(tensors), tuple(outputs))
+
+
+def named_tensors(output: Any) -> dict[str, Tensor]:
+    """The tensors of a model's output by name: fields of a mapping, places of a tuple. Anything else is left out."""
+    if isinstance(output, Tensor):
+        return {"output_0": output}
+    fields: dict[str, Any] = {}
+    if isinstance(output, Mapping):
+        fields = dict(output)
+    elif isinstance(output, (tuple, list)):
+        fields = {f"output_{i}": value for i, value in enumerate(output)}
+    found: dict[str, Tensor] = {}
+    for name, value in fields.items():
+        if isinstance(value, Tensor):
+            found[name] = value
+        elif isinstance(value, (tuple, list)):
+            found |= {f"{name}.{i}": tensor for i, tensor in enumerate(value) if isinstance(tensor, Tensor)}
+    return found
+
+
+def _named(model: nn.Module, example: tuple[Any, ...]) -> dict[str, Any]:
+    """A tuple's members by the names of forward's parameters; a starred parameter gives name.0, name.1, ..."""
+    try:
+        bound = inspect.signature(model.forward).bind(*example)
+    except TypeError as error:
+        raise UsageError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from error
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        starred = bound.signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+        named |= {f"{name}.{i}": v for i, v in enumerate(value)} if starred else {name: value}
+    return named
+
+
+def _enlarged(tensor: Tensor, named: Mapping[str, Any]) -> Tensor:
+    """A batch of one is traced as a batch of two: torch.export takes a size of 1 for a constant."""
+    sizes = {value.shape[0] for value in named.values() if isinstance(value, Tensor) and value.ndim}
+    return torch.cat([tensor, tensor]) if sizes == {1} and tensor.ndim else tensor

@@ -1,0 +1,62 @@
+"""What an export made, and how near it is to the model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output: its name, type and dims (a name where it is free)."""
+
+    name: str
+    dtype: str
+    dims: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} [{', '.join(map(str, self.dims))}]"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of ONNX Runtime with the eager model.
+
+    distance: largest difference / largest value, over the tokens that chose the same experts in both. bound: what it may be.
+    flipped: the share of tokens (0 to 1) beyond the bound because a near tie between experts fell the other way.
+    """
+
+    name: str
+    distance: float
+    bound: float
+    flipped: float = 0.0
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """path: the file. size: its bytes, external data included. moe_layers: names of the MoE nodes. seconds: all of it."""
+
+    path: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    nodes: int
+    moe_layers: tuple[str, ...]
+    size: int
+    checks: tuple[Check, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.nodes} nodes, {len(self.moe_layers)} MoE layers, {self.size / 1e6:.1f} MB"]
+        for title, ports in (("input", self.inputs), ("output", self.outputs)):
+            shown = [str(port) for port in ports if ".key" not in port.name and ".value" not in port.name]
+            lines += [f"  {title} {text}" for text in shown]
+            if cache := len(ports) - len(shown):
+                lines.append(f"  {title} cache: {cache} tensors, {ports[-1]}")
+        for check in self.checks:
+            flipped = f", {check.flipped:.2%} of tokens on other experts (near ties)" if check.flipped else ""
+            lines.append(f"  {check.name}: distance {check.distance:.1e} (bound {check.bound:.0e}){flipped}")
+        lines.append(f"  {self.seconds:.1f} s")
+        return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""A model with an interface => an ONNX graph with opaque MoE nodes, its axes named, equal tensors stored once."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from moeify.errors import ConversionError
+from moeify.export.onnx.axes import name_axes
+from moeify.export.onnx.interface import HELD, Interface
+from moeify.export.onnx.store_once import store_once
+from moeify.export.onnx.translation import translation_table
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def trace(interface: Interface, opset: int) -> ir.Model:
+    """Raises ConversionError where torch.onnx.export cannot translate the model."""
+    free = tuple(_free_axes(name, tensor) for name, tensor in zip(interface.inputs, interface.example))
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                interface.module,
+                interface.example,
+                input_names=list(interface.inputs),
+                output_names=list(interface.outputs),
+                dynamic_shapes=(free,),
+                opset_version=opset,
+                custom_translation_table=translation_table(),
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter wraps whatever happens in private classes
+            raise ConversionError(f"torch.onnx.export cannot translate the model: {_root(error)}") from error
+    assert program is not None
+    store_once(program.model)
+    _drop_prefix(program.model)
+    name_axes(program.model, interface, _fixed(program))
+    return program.model
+
+
+def _free_axes(name: str, tensor: Tensor) -> dict[int, Any]:
+    """Batch and sequence; all axes of integers, of images the batch. AUTO: an axis that the model fixes becomes fixed."""
+    if name.startswith("past_key_values."):
+        axes = [0, 2]
+    elif tensor.is_floating_point():
+        axes = [0] if tensor.ndim > 3 else list(range(min(2, tensor.ndim - 1)))
+    else:
+        axes = list(range(tensor.ndim))
+    return {axis: torch.export.Dim.AUTO for axis in axes}
+
+
+def _drop_prefix(model: ir.Model) -> None:
+    for name in list(model.graph.initializers):
+        if name.startswith(f"{HELD}."):
+            value = model.graph.initializers[name]
+            value.name = name.removeprefix(f"{HELD}.")
+
+
+def _fixed(program: Any) -> dict[str, int]:
+    """Symbols of axes that were offered as free but take one size only, as the trace found out."""
+    ranges = program.exported_program.range_constraints.items()
+    return {str(symbol): int(span.lower) for symbol, span in ranges if span.lower == span.upper}
+
+
+def _root(error: BaseException) -> str:
+    """The first line of the first cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs and warns about its own inside."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)

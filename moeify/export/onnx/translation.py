@@ -1,0 +1,56 @@
+"""`torch.ops.moeify.moe` in a traced model => one opaque `moeify::MoE` node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from moeify.export.onnx.body_shape import DOMAIN, OPERATOR, VERSION
+from moeify.export.onnx.schema import register_schema
+from moeify.export.onnx.translate_attention import translate_attention
+
+
+def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """For torch.onnx.export's custom_translation_table."""
+    import torch
+
+    import moeify.layers.operator  # noqa: F401 - registers torch.ops.moeify.moe
+
+    register_schema()
+    return {
+        torch.ops.moeify.moe.default: _translate,
+        torch.ops.aten.scaled_dot_product_attention.default: translate_attention,
+    }
+
+
+def _translate(
+    x: Any,
+    scores: Any,
+    up: Any,
+    down: Any,
+    offsets: Any,
+    k: Any,
+    threshold: Any,
+    gate: Any,
+    up_bias: Any,
+    gate_bias: Any,
+    selection_bias: Any,
+    output_bias: Any,
+    idle: Any,
+    low_rank_in: Any,
+    low_rank_out: Any,
+    activation: str,
+    gate_rule: str,
+    normalize: bool,
+) -> Any:
+    # One parameter an argument: the exporter reads which are inputs (Any) and which are attributes off this signature.
+    from onnxscript.values import Opset
+
+    inputs = [
+        x, scores, up, down, offsets, k, threshold, gate, up_bias, gate_bias, selection_bias, output_bias, idle, low_rank_in,
+        low_rank_out,
+    ]  # fmt: skip
+    while inputs[-1] is None:
+        inputs.pop()
+    operator = getattr(Opset(DOMAIN, VERSION), OPERATOR)
+    return operator(*inputs, activation=activation, gate_rule=gate_rule, normalize=int(normalize))

@@ -1,0 +1,76 @@
+"""The written file in stock ONNX Runtime against the eager model, at other sizes than were traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from moeify.errors import ConversionError
+from moeify.export.onnx.attach import MoENode
+from moeify.export.onnx.distance import FLIPS, compare
+from moeify.export.onnx.interface import Interface
+from moeify.export.onnx.report import Check
+from moeify.export.onnx.trials import decoder_trials, flat_trials
+from moeify.layers.moe_layer import MoELayer
+from moeify.runtime.session import session
+
+Array = NDArray[Any]
+#: A trial: its name, and what the model and the session give for the same inputs.
+Trial = tuple[str, Callable[[], list[Array]], Callable[[Any], list[Array]]]
+
+
+def verify(path: Path, model: nn.Module, interface: Interface, layers: tuple[MoENode, ...], dtype: str) -> tuple[Check, ...]:
+    """First with all experts on (k raised), where no near tie can fall the other way; then as the model is.
+
+    Raises ConversionError where a distance is beyond its bound.
+    """
+    raised = {f"{layer.name}.k": np.array(layer.shape.experts) for layer in layers if layer.k not in (None, layer.shape.experts)}
+    choosing = bool(raised) or any("threshold" in layer.shape.present for layer in layers)
+    checks = []
+    if raised:
+        with all_experts_on(model):
+            checks += _run(path, model, interface, dtype, raised, choosing, "all experts on, ")
+    return (*checks, *_run(path, model, interface, dtype, {}, choosing, ""))
+
+
+def _run(
+    path: Path,
+    model: nn.Module,
+    interface: Interface,
+    dtype: str,
+    replace: Mapping[str, Array],
+    choosing: bool,
+    prefix: str,
+) -> Iterator[Check]:
+    built = session(path, replace=replace)
+    trials = decoder_trials(model, interface) if interface.cache_layers else flat_trials(interface, built)
+    allowed = FLIPS if choosing and not replace else 0.0
+    for name, eager, exported in trials:
+        check = compare(prefix + name, eager(), exported(built), dtype, allowed)
+        if check.distance > check.bound:
+            raise ConversionError(
+                f"{check.name}: ONNX Runtime is {check.distance:.1e} of the largest value away from the model, "
+                f"more than {check.bound:.0e}; nothing was written"
+            )
+        yield check
+
+
+@contextmanager
+def all_experts_on(model: nn.Module) -> Iterator[None]:
+    """Inside, the top-k rule of every MoE layer lets all experts through."""
+    layers = [module for module in model.modules() if isinstance(module, MoELayer) and module.top_k is not None]
+    kept = [layer.top_k for layer in layers]
+    try:
+        for layer in layers:
+            layer.top_k = layer.config.experts
+        yield
+    finally:
+        for layer, k in zip(layers, kept):
+            layer.top_k = k

@@ -1,0 +1,105 @@
+"""How a model gets in: whatever `source` is, a module in eval mode with one batch of inputs comes out, or one clear error."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from moeify.errors import InputError, UsageError
+from moeify.frontend.example_inputs import example_inputs, needs_example
+from moeify.frontend.load_checks import check_finite
+from moeify.frontend.load_example import read_example
+from moeify.frontend.load_factory import Factory, build, factory_name
+from moeify.frontend.load_huggingface import load_gguf, load_huggingface
+from moeify.frontend.load_refusals import refusal
+from moeify.frontend.load_state_dict import fill, read_state_dict
+from moeify.frontend.loaded import LoadedModel, SourceInfo, file_digest
+from moeify.frontend.sniff import Kind, sniff
+from moeify.ir.model_graph import Batch
+
+
+def load_model(
+    source: str | Path | nn.Module,
+    *,
+    factory: Factory | None = None,
+    example: str | Path | Batch | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> LoadedModel:
+    """The model, in eval mode on that device, with example inputs.
+
+    source: a Hugging Face folder (safetensors), a GGUF file, a state_dict (.pt, .pth, .safetensors) with its `factory`, or a
+    module in memory, which stays in its own dtype. What a file holds is told by its content. Nothing is downloaded, no
+    pickle and no code of the model's own is run; a factory or example given by name is imported.
+
+    Raises InputError (or UsageError for a wrong combination of arguments) in one line: what, where, which value, what next.
+    """
+    if isinstance(source, nn.Module):
+        if factory is not None:
+            raise UsageError("factory: is for state_dicts; a module in memory needs none")
+        loaded = _in_memory(source)
+    else:
+        path = Path(source).expanduser()
+        loaded = _from_disk(path, sniff(path), factory, dtype)
+    loaded.model.to(device).eval()
+    return replace(loaded, example=_example(loaded, example, device))
+
+
+def _from_disk(path: Path, kind: Kind, factory: Factory | None, dtype: torch.dtype) -> LoadedModel:
+    if kind in ("huggingface", "gguf"):
+        if factory is not None:
+            raise UsageError(f"factory: is for state_dicts; {path} says itself which model it is")
+        return load_huggingface(path, dtype) if kind == "huggingface" else load_gguf(path, dtype)
+    if kind in ("torch", "pickle", "safetensors"):
+        return _from_state_dict(path, kind, factory, dtype)
+    raise refusal(path, kind)
+
+
+def _from_state_dict(path: Path, kind: Kind, factory: Factory | None, dtype: torch.dtype) -> LoadedModel:
+    state = read_state_dict(path, kind)
+    if factory is None:
+        beside = f", or give the folder {path.parent}" if (path.parent / "config.json").is_file() else ""
+        raise InputError(
+            f"{path}: is a state_dict, which does not say what model it belongs to: name a callable that builds it "
+            f"(factory=..., --factory pkg.mod:callable){beside}"
+        )
+    model = build(factory).to(dtype)
+    fill(model, state, path)
+    check_finite(model, str(path))
+    source = SourceInfo("state-dict", path.name, _class_path(model), {path.name: file_digest(path)}, factory_name(factory))
+    return LoadedModel(model, (), source, path=path)
+
+
+def _in_memory(model: nn.Module) -> LoadedModel:
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta or isinstance(parameter, nn.UninitializedParameter):
+            raise InputError(
+                f"{type(model).__name__}: {name} has no values (lazy, or on the meta device); load its weights first"
+            )
+    check_finite(model, type(model).__name__)
+    return LoadedModel(model, (), SourceInfo("module", type(model).__name__, _class_path(model)))
+
+
+def _class_path(model: nn.Module) -> str:
+    """`transformers.<class>` where the class is one of transformers' public ones, else where it was defined."""
+    cls, transformers = type(model), sys.modules.get("transformers")
+    if cls.__module__.startswith("transformers.") and getattr(transformers, cls.__name__, None) is cls:
+        return f"transformers.{cls.__name__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _example(loaded: LoadedModel, example: str | Path | Batch | None, device: str) -> Batch:
+    if example is not None:
+        return read_example(example, device)
+    if not loaded.source.model_class.startswith("transformers."):
+        raise needs_example(loaded.model)
+    try:
+        return example_inputs(loaded.model, loaded.tokenizer)
+    except InputError:
+        raise
+    except Exception as error:  # configs of models that nobody foresaw
+        raise needs_example(loaded.model) from error

@@ -1,0 +1,71 @@
+"""What a path holds, told by its content: names and suffixes are hints that may lie."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+from moeify.errors import InputError
+
+#: "pickle" is a torch.save file of before torch 1.6, or any other pickle; "zip" one that torch.save did not write.
+Kind = Literal[
+    "converted", "huggingface", "folder", "gguf", "safetensors", "torch", "torchscript", "exported-program", "pickle", "zip",
+    "onnx", "unknown",
+]  # fmt: skip
+
+#: A safetensors header of more bytes is refused by the format's own reader.
+_LONGEST_HEADER = 100_000_000
+
+_ONNX_FIELDS = {b"\x12", b"\x1a", b"\x22", b"\x28", b"\x32", b"\x3a", b"\x42"}
+
+
+def sniff(path: Path) -> Kind:
+    """The kind of what stands at `path`. No more than the file's first bytes, or a zip's directory, is read.
+
+    Raises InputError for a path that does not exist, cannot be read, or is an empty file.
+    """
+    try:
+        if path.is_dir():
+            return _folder_kind(path)
+        with path.open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file or folder; models are read from disk, nothing is downloaded") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not head:
+        raise InputError(f"{path}: is an empty file")
+    return _zip_kind(path) if head.startswith(b"PK") else _file_kind(head)
+
+
+def _folder_kind(path: Path) -> Kind:
+    if (path / "moeify.json").is_file():
+        return "converted"
+    return "huggingface" if (path / "config.json").is_file() else "folder"
+
+
+def _file_kind(head: bytes) -> Kind:
+    if head.startswith(b"GGUF"):
+        return "gguf"
+    if 0 < int.from_bytes(head[:8], "little") <= _LONGEST_HEADER and head[8:9] == b"{":
+        return "safetensors"
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "pickle"
+    # An ONNX ModelProto begins with field 1 (ir_version, a small number), then one of its fields 2 to 8.
+    if head[:1] == b"\x08" and 0 < int.from_bytes(head[1:2]) < 64 and head[2:3] in _ONNX_FIELDS:
+        return "onnx"
+    return "unknown"
+
+
+def _zip_kind(path: Path) -> Kind:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()} | set(archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: is a damaged or truncated zip archive ({error}); copy or download it again") from error
+    if "archive_format" in names or "serialized_exported_program.json" in names:
+        return "exported-program"
+    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+        return "torchscript"
+    return "torch" if "data.pkl" in names else "zip"

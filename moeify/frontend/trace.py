@@ -1,0 +1,73 @@
+"""Tracing: a live model and an example batch become a functional fx graph, checked against the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from moeify.errors import InputError
+from moeify.frontend.trace_check import check_example, check_other_shapes, one_line, run_eager
+from moeify.frontend.trace_export import exported
+from moeify.frontend.trace_shapes import without_ones
+from moeify.frontend.trace_state import tracing_state, watch_modules
+from moeify.frontend.traced import Traced, traced
+from moeify.ir.model_graph import Batch
+
+__all__ = ["Traced", "trace"]
+
+
+def trace(model: nn.Module, example: Batch) -> Traced:
+    """The model as a functional graph, in eval mode and without a key-value cache; the model is left as it was.
+
+    The graph is run at the example, and at other batch and sequence sizes, beside the model itself: `Traced.dynamic`
+    and `Traced.notes` say what came out. Weights are not copied; a model on the meta device is compared by shapes.
+
+    Raises InputError where the model does not run on the example, cannot be traced, or differs from its own trace.
+    """
+    with tracing_state(model), torch.random.fork_rng(devices=[]):
+        with watch_modules(model) as plain:
+            example, expected = _runnable(model, _on_device(example, model))
+        found = replace(_traced(model, example), plain_modules=plain())
+        check_example(found, model, example, expected)
+        if found.notes:
+            return found
+        dynamic, notes = check_other_shapes(found, model, example)
+        return replace(found, dynamic=dynamic, notes=notes)
+
+
+def _runnable(model: nn.Module, example: Batch) -> tuple[Batch, list[Any]]:
+    """The example without sizes of 1 if the model takes it so, else the example as it is; and the model's outputs."""
+    grown = without_ones(example)
+    try:
+        return grown, run_eager(model, grown)
+    except Exception:  # a model may insist on a batch of one: then the example itself decides
+        pass
+    try:
+        return example, run_eager(model, example)
+    except Exception as error:
+        raise InputError(f"{type(model).__name__} does not run on its example inputs: {one_line(error)}") from error
+
+
+def _traced(model: nn.Module, example: Batch) -> Traced:
+    try:
+        return traced(exported(model, example, free=True), model, example)
+    except Exception as error:  # torch.export raises errors of many kinds; fixed sizes are tried next
+        cause = one_line(error)
+    try:
+        found = traced(exported(model, example, free=False), model, example)
+    except Exception as error:
+        raise InputError(f"torch.export cannot trace {type(model).__name__}: {one_line(error)}") from error
+    return replace(found, dynamic=False, notes=(f"batch and sequence sizes are fixed: {cause}",))
+
+
+def _on_device(example: Batch, model: nn.Module) -> Batch:
+    """The example on the device of the model's weights."""
+    first = next(model.parameters(), None)
+    if first is None:
+        return example
+    moved: Batch = pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(first.device), example)
+    return moved

@@ -1,0 +1,149 @@
+"""The traced model: an fx graph without weights, and how live weights and a batch are put into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from moeify.errors import InputError
+from moeify.ir.model_graph import Batch
+
+_LIFTED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A functional fx graph of a model in eval mode.
+
+    graph: its placeholders stand for lifted parameters, buffers and constants, then for the user's inputs; it returns a
+        tuple, the flattened outputs.
+    lifted: placeholder -> path of a parameter, buffer or tensor attribute of the live model.
+    constants: placeholder -> a value that the model does not hold (a tensor made inside `forward`).
+    user_inputs: placeholders in the flattened order of the batch. keys: the batch's keys in that order (None: a tuple).
+    plain_modules: paths of modules that took one positional tensor and gave one tensor at every call on the example.
+    dynamic: batch and sequence sizes may change, tried at a second shape; else `notes` says why.
+
+    No weight is held: what has been spliced out of the model can be freed.
+    """
+
+    graph: fx.GraphModule
+    lifted: Mapping[str, str]
+    constants: Mapping[str, Tensor]
+    user_inputs: tuple[str, ...]
+    keys: tuple[str, ...] | None
+    batch_spec: pytree.TreeSpec = field(repr=False)
+    output_spec: pytree.TreeSpec = field(repr=False)
+    plain_modules: frozenset[str] = frozenset()
+    dynamic: bool = True
+    notes: tuple[str, ...] = ()
+
+    def bind(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """The value of every placeholder, in graph order: weights from the live model, inputs from the batch.
+
+        A weight that the model no longer has (its site was rewritten) is left out: nothing may read it then.
+        Raises InputError for a batch of another form than the example's.
+        """
+        leaves = self._leaves(batch)
+        values: dict[str, Any] = {}
+        for name in (*self.lifted, *self.constants):
+            if name in self.constants or live_tensor(model, self.lifted[name]) is not None:
+                values[name] = self.lifted_value(model, name)
+        return values | dict(zip(self.user_inputs, leaves, strict=True))
+
+    def lifted_value(self, model: nn.Module, name: str) -> Tensor:
+        """The value of one placeholder that is not a user's input. Raises InputError where the model lost it."""
+        if name in self.constants:
+            return self.constants[name]
+        value = live_tensor(model, self.lifted[name])
+        if value is None:
+            raise InputError(f"the model has no {self.lifted[name]} any more: trace it again after a change from outside")
+        return value
+
+    def run(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """The flattened outputs of the graph with the model's weights. Raises InputError as `bind` does."""
+        values = self.bind(model, batch)
+        with torch.no_grad():
+            names = (node.name for node in self.graph.graph.nodes if node.op == "placeholder")
+            outputs = fx.Interpreter(self.graph).run(*(values[name] for name in names), enable_io_processing=False)
+        return list(outputs)
+
+    def _leaves(self, batch: Batch) -> list[Any]:
+        if isinstance(batch, dict) != (self.keys is not None):
+            found, wanted = ("keyword", "positional") if isinstance(batch, dict) else ("positional", "keyword")
+            raise InputError(f"a batch holds {found} arguments, the model was traced with {wanted} ones")
+        if self.keys is not None:
+            assert isinstance(batch, dict)
+            if set(batch) != set(self.keys):
+                raise InputError(f"a batch holds {_names(batch)}, the model was traced with {_names(self.keys)}")
+            batch = {key: batch[key] for key in self.keys}
+        leaves, spec = pytree.tree_flatten(batch)
+        if spec != self.batch_spec:
+            raise InputError(f"a batch holds {len(leaves)} values in another structure than the {len(self.user_inputs)} traced")
+        return leaves
+
+
+def live_tensor(model: nn.Module, path: str) -> Tensor | None:
+    """The parameter, buffer or tensor attribute at that path of the model; None where there is none (any more)."""
+    try:
+        value = attrgetter(path)(model)
+    except AttributeError:
+        return None
+    return value if isinstance(value, Tensor) else None
+
+
+def traced(program: ExportedProgram, model: nn.Module, example: Batch) -> Traced:
+    """The program without its weights. Writes to buffers that it returned beside the outputs are dropped."""
+    lifted: dict[str, str] = {}
+    constants: dict[str, Tensor] = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind not in _LIFTED or spec.target is None:
+            continue
+        if live_tensor(model, spec.target) is not None:
+            lifted[spec.arg.name] = spec.target
+        else:
+            constants[spec.arg.name] = program.constants[spec.target]
+    specs = program.graph_signature.input_specs
+    graph = program.graph_module
+    _keep_user_outputs(graph, program)
+    return Traced(
+        graph=graph,
+        lifted=lifted,
+        constants=constants,
+        user_inputs=tuple(spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT),
+        keys=tuple(example) if isinstance(example, dict) else None,
+        batch_spec=pytree.tree_structure(example),
+        output_spec=program.call_spec.out_spec,
+    )
+
+
+def _keep_user_outputs(graph: fx.GraphModule, program: ExportedProgram) -> None:
+    output = graph.graph.output_node()
+    kinds = [spec.kind for spec in program.graph_signature.output_specs]
+    values = output.args[0]
+    assert isinstance(values, tuple | list)
+    output.args = (tuple(value for value, kind in zip(values, kinds, strict=True) if kind is OutputKind.USER_OUTPUT),)
+    _merge_sizes(graph.graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _merge_sizes(graph: fx.Graph) -> None:
+    """Every size is read where it is first known, so that no size hangs on a value that may be cut out."""
+    first: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        if str(node.target) == "aten.sym_size.int" and isinstance(node.meta.get("val"), torch.SymInt):
+            known = first.setdefault(str(node.meta["val"].node.expr), node)
+            if known is not node:
+                node.replace_all_uses_with(known)
+
+
+def _names(keys: Any) -> str:
+    return ", ".join(keys) or "nothing"

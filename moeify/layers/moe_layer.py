@@ -1,0 +1,168 @@
+"""The MoE layer of a converted model (docs/moe-layer.md)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moeify.errors import ConversionError
+from moeify.ir.feed_forward import FeedForward
+from moeify.ir.moe_config import MoEConfig
+from moeify.ir.moe_spec import MoESpec
+from moeify.layers.experts import LayerWeights, Rows, run_all, run_layer
+from moeify.layers.operator import as_node
+from moeify.layers.routers import AverageKeyRouter, build_router
+from moeify.layers.routing import ChoiceRule, Routing, route
+
+
+class MoELayer(nn.Module):
+    """A feed-forward network split into experts: y [..., output] of x [..., hidden].
+
+    Parameters, in state_dict by the names of MoESpec.tensors: up, gate [rows, hidden]; down [rows, output]; up_bias, gate_bias
+    [rows]; output_bias [output]; idle [experts, output]; low_rank_in [rank, hidden]; low_rank_out [rank, output]; `router.*`;
+    and the buffer selection_bias [experts] (float32). What the config leaves out is None. All are zeros until loaded.
+
+    `top_k` and `threshold` are the budget, to be set at any time; `config` always shows them. Weights are cast to x's dtype
+    (to that of autocast, where it is on). Under torch.compile and torch.export the layer is one `moeify::moe` node.
+    """
+
+    config: MoEConfig
+    selection_bias: Tensor | None
+    router: nn.Module | None
+
+    def __init__(
+        self, config: MoEConfig, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        place = None if device is None else torch.device(device)
+
+        def weight(present: bool, *shape: int) -> nn.Parameter | None:
+            return nn.Parameter(torch.zeros(shape, dtype=dtype, device=place)) if present else None
+
+        rows, experts = config.rows, config.experts
+        self.up = nn.Parameter(torch.zeros(rows, config.hidden, dtype=dtype, device=place))
+        self.down = nn.Parameter(torch.zeros(rows, config.output, dtype=dtype, device=place))
+        self.gate = weight(config.gated, rows, config.hidden)
+        self.up_bias = weight(config.up_bias, rows)
+        self.gate_bias = weight(config.gate_bias, rows)
+        self.output_bias = weight(config.output_bias, config.output)
+        self.idle = weight(config.idle, experts, config.output)
+        self.low_rank_in = weight(config.rank > 0, config.rank, config.hidden)
+        self.low_rank_out = weight(config.rank > 0, config.rank, config.output)
+        bias = torch.zeros(experts, dtype=torch.float32, device=place) if config.selection_bias else None
+        self.register_buffer("selection_bias", bias)
+        self.router = build_router(config, dtype, place)
+        # Not a buffer: it is part of the config, and must hold its values even where the weights are on the meta device.
+        self._offsets = torch.tensor(config.offsets, dtype=torch.int64, device="cpu")
+
+    @classmethod
+    def from_spec(cls, site: FeedForward, spec: MoESpec) -> Self:
+        """The layer that the spec describes, in the dtype and on the device of the site's weights.
+
+        Raises UsageError for parts that do not fit together, ConversionError for tensors of another shape or name.
+        """
+        layer = cls(spec.config(site), device="meta")
+        try:
+            layer.load_state_dict(spec.tensors(site), assign=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ConversionError(f"{site.path}: the tensors of the spec do not fit its MoE layer: {reason}") from error
+        return layer
+
+    @property
+    def top_k(self) -> int | None:
+        """At most so many experts a token; None: no such rule. Setting raises UsageError outside 1 .. experts."""
+        return self.config.top_k
+
+    @top_k.setter
+    def top_k(self, value: int | None) -> None:
+        self.config = replace(self.config, top_k=value)
+
+    @property
+    def threshold(self) -> float | None:
+        """The least value of a chosen expert; None: no such rule. Setting raises UsageError where there is no router."""
+        return self.config.threshold
+
+    @threshold.setter
+    def threshold(self, value: float | None) -> None:
+        self.config = replace(self.config, threshold=value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = _cast_by_autocast(x)
+        weights = self._weights
+        if torch.compiler.is_compiling() and not weights.hidden_dropout and (torch.compiler.is_exporting() or not self._dense):
+            y = as_node(x, self._scores(x), weights, self._offsets, self._rule, self.selection_bias)
+        else:
+            rows = x.reshape(-1, self.config.hidden)
+            if self._dense:
+                y = run_all(rows, weights, None)
+            else:
+                y = run_layer(rows, self._scores(rows), weights, self._rule, self.selection_bias)
+            y = y.view(*x.shape[:-1], self.config.output)
+        return F.dropout(y, self.config.output_dropout) if self.training and self.config.output_dropout else y
+
+    def route(self, x: Tensor) -> Routing:
+        """Which experts run on each token of x [tokens, hidden], and with which gates."""
+        return route(self._scores(x), self._rule, self.selection_bias)
+
+    def train(self, mode: bool = True) -> Self:
+        if self.training and not mode:
+            self._store_average_keys()
+        return super().train(mode)
+
+    @property
+    def _weights(self) -> LayerWeights:
+        return LayerWeights(
+            Rows(self.up, self.down, self.gate, self.up_bias, self.gate_bias),
+            self.config.offsets,
+            self.config.activation,
+            self.output_bias,
+            self.idle,
+            self.low_rank_in,
+            self.low_rank_out,
+            self.config.hidden_dropout if self.training else 0.0,
+        )
+
+    @property
+    def _rule(self) -> ChoiceRule:
+        return ChoiceRule(self.config.top_k, self.config.threshold, self.config.gate_rule, self.config.normalize)
+
+    @property
+    def _dense(self) -> bool:
+        """Are all experts on with gate 1, and no router waits for a gradient?"""
+        rule = self._rule
+        always = rule.unit_gates and rule.chooses_all(self.config.experts)
+        return always and (self.router is None or not torch.is_grad_enabled())
+
+    def _scores(self, x: Tensor) -> Tensor:
+        if self.router is None:
+            return x.new_zeros(*x.shape[:-1], self.config.experts)
+        if isinstance(self.router, AverageKeyRouter) and self.training:
+            return self._follow_keys(self.router, x)
+        scores: Tensor = self.router(x)
+        return scores
+
+    def _follow_keys(self, router: AverageKeyRouter, x: Tensor) -> Tensor:
+        return router.follow(x, *self._weights.rows.keys, self.config.offsets)
+
+    @torch.no_grad()
+    def _store_average_keys(self) -> None:
+        if isinstance(self.router, AverageKeyRouter):
+            self._follow_keys(self.router, self.up.new_empty(0, self.config.hidden))
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if self.training:
+            self._store_average_keys()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+
+def _cast_by_autocast(x: Tensor) -> Tensor:
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))

@@ -1,0 +1,89 @@
+"""Putting another computation in the place of MoE layers for a while, without touching a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moeify.ir.activations import activation
+from moeify.layers.moe_layer import MoELayer
+from moeify.layers.routing import ChoiceRule, route
+
+#: y [tokens, output] of a layer and x [tokens, hidden].
+Compute = Callable[[MoELayer, Tensor], Tensor]
+
+
+@contextmanager
+def computed_by(layers: Mapping[str, MoELayer], compute: Mapping[str, Compute]) -> Iterator[None]:
+    """Within the block the named layers compute as told. Nothing but their `forward` changes, and that is put back."""
+
+    def forward(layer: MoELayer, instead: Compute) -> Callable[[Tensor], Tensor]:
+        def replaced(x: Tensor) -> Tensor:
+            return instead(layer, x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], layer.config.output)
+
+        return replaced
+
+    replaced = [layers[path] for path in compute]
+    try:
+        for path, instead in compute.items():
+            vars(layers[path])["forward"] = forward(layers[path], instead)
+        yield
+    finally:
+        for layer in replaced:
+            vars(layer).pop("forward", None)
+
+
+def neuron_outputs(layer: MoELayer, x: Tensor) -> Tensor:
+    """h [tokens, rows] of x [tokens, hidden], all rows of the layer."""
+    act = activation(layer.config.activation)
+    up = _linear(x, layer.up, layer.up_bias)
+    return act(up) if layer.gate is None else act(_linear(x, layer.gate, layer.gate_bias)) * up
+
+
+def combined(layer: MoELayer, h: Tensor) -> Tensor:
+    """y [tokens, output]: h [tokens, rows] (already gated) through the second matrix, with the output bias."""
+    return _linear(h, layer.down.T, layer.output_bias)
+
+
+def compensated(layer: MoELayer, x: Tensor, y: Tensor, chosen: Tensor) -> Tensor:
+    """y with the layer's compensation: idle vectors where `chosen` [tokens, experts] is False, and the low-rank term."""
+    if layer.idle is not None:
+        y = y + (~chosen).to(x.dtype) @ layer.idle.to(x.dtype)
+    if layer.low_rank_in is not None and layer.low_rank_out is not None:
+        y = y + _linear(_linear(x, layer.low_rank_in), layer.low_rank_out.T)
+    return y
+
+
+def row_gates(layer: MoELayer, gates: Tensor) -> Tensor:
+    """[tokens, rows]: the gate of the expert that each row belongs to, 1 for the shared expert."""
+    sizes = torch.tensor(layer.config.sizes, device=gates.device)
+    return F.pad(gates.repeat_interleave(sizes, dim=-1), (layer.config.shared, 0), value=1.0)
+
+
+def values_of(layer: MoELayer, scores: Tensor) -> Tensor:
+    """[tokens, experts]: the gates that the experts would have by these scores if all were chosen, not normalised."""
+    return route(scores, ChoiceRule(None, None, layer.config.gate_rule, False), None).gates
+
+
+def gates_of(layer: MoELayer, values: Tensor, chosen: Tensor) -> Tensor:
+    """[tokens, experts]: the values of the chosen experts, normalised where the layer does so; 0 for the others."""
+    gates = values.masked_fill(~chosen, 0.0)
+    if not layer.config.normalize:
+        return gates
+    total = gates.sum(-1, keepdim=True)
+    return gates / total.masked_fill(total == 0, 1.0)
+
+
+def best(values: Tensor, count: Tensor) -> Tensor:
+    """Bool like values [tokens, experts]: the `count` [tokens] largest of each token, the lower index first among equals."""
+    order = values.sort(dim=-1, descending=True, stable=True).indices
+    within = torch.arange(values.shape[-1], device=values.device) < count[:, None]
+    return torch.zeros_like(within).scatter_(-1, order, within)
+
+
+def _linear(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x, matrix.to(x.dtype), None if bias is None else bias.to(x.dtype))

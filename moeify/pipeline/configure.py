@@ -1,0 +1,57 @@
+"""A recipe with the options set that the command line and `moeify.convert` offer by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from moeify.errors import UsageError
+from moeify.pipeline.recipe import Recipe, load_recipe
+
+#: Options by pass: {"insert-router.top_k": 4}, or triples (pass, option, value).
+Settings = Mapping[str, Any] | Sequence[tuple[str, str, Any]]
+
+
+def configure(
+    recipe: str | Path | Recipe = "emoe",
+    *,
+    experts: int | None = None,
+    top_k: int | None = None,
+    active: float | None = None,
+    layers: str | None = None,
+    tokens: int | None = None,
+    settings: Settings = (),
+    seed: int | None = None,
+) -> Recipe:
+    """The recipe with those options set. Raises UsageError where they contradict each other or the recipe."""
+    if active is not None and top_k is not None:
+        raise UsageError("--active and --top-k both set the budget: give one of them")
+    plan = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    wanted: list[tuple[str, str, Any]] = [
+        ("cluster-neurons", "experts", experts),
+        ("insert-router", "top_k", top_k),
+        ("insert-router", "active", active),
+        ("find-feed-forward", "layers", layers),
+        ("calibrate", "tokens", tokens),
+    ]
+    if active is not None:
+        plan = plan.set("insert-router", "top_k", None)
+    if top_k is not None:
+        plan = plan.set("insert-router", "active", None)
+    for name, option, value in wanted:
+        plan = plan if value is None else plan.set(name, option, value)
+    pairs = [(*_target(key), value) for key, value in settings.items()] if isinstance(settings, Mapping) else settings
+    for name, option, value in pairs:
+        plan = plan.set(name, option, value)
+    if seed is not None and seed < 0:
+        raise UsageError(f"seed is {seed}: give a whole number from 0")
+    return plan if seed is None else replace(plan, seed=seed)
+
+
+def _target(key: str) -> tuple[str, str]:
+    name, dot, option = key.partition(".")
+    if not dot:
+        raise UsageError(f"setting {key!r} is not of the form pass.option, such as cluster-neurons.experts")
+    return name, option

@@ -1,0 +1,113 @@
+"""What a pipeline would do, from shapes alone: nothing is computed or rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from moeify.ir.feed_forward import FeedForward
+from moeify.ir.model_graph import ModelGraph
+from moeify.ir.moe_config import MoEConfig
+from moeify.pipeline.contract import Pass
+from moeify.pipeline.pipeline import flatten
+
+#: Hidden vectors that a decoder keeps alive a token between two layers (residual, FFN input, positions, the sample's copy).
+_ALIVE = 8
+
+
+@runtime_checkable
+class Foresees(Protocol):
+    """A pass that can tell the shape it will leave a site with, without its weights or data."""
+
+    def foresee(self, site: FeedForward, config: MoEConfig | None) -> MoEConfig | None:
+        """The layer's shape after this pass; `config` is the shape before it, None while the FFN is dense.
+
+        Raises UsageError where the pass's options do not fit the site.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """One FFN and what it would become; parameters count matrices."""
+
+    path: str
+    kind: str
+    activation: str
+    hidden: int
+    neurons: int
+    experts: int
+    top_k: int | None
+    rewrite: str
+    parameters_before: int
+    parameters_after: int
+    active_fraction: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion would do. Parameters are those of the whole model; peak_memory in bytes is an estimate of what the
+    conversion takes above the process after imports."""
+
+    layers: tuple[PlannedLayer, ...]
+    parameters_before: int
+    parameters_after: int
+    active_fraction: float
+    peak_memory: int
+    refusals: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def foresee(passes: Iterable[Pass], site: FeedForward) -> MoEConfig | None:
+    """The shape that the passes give the site; None when they leave it dense. Raises UsageError where they do not fit it."""
+    config: MoEConfig | None = None
+    for step in flatten(passes):
+        if isinstance(step, Foresees):
+            config = step.foresee(site, config)
+    return config
+
+
+def make_plan(passes: Sequence[Pass], graph: ModelGraph, model_parameters: int, item_size: int, tokens: int) -> Plan:
+    """The plan for the selected sites.
+
+    model_parameters: of the dense model; item_size: bytes of one; tokens: of calibration data.
+    """
+    layers = [row for site in graph.sites if (row := _planned(passes, site)) is not None]
+    before = sum(layer.parameters_before for layer in layers)
+    added = sum(layer.parameters_after - layer.parameters_before for layer in layers)
+    active = sum(layer.active_fraction * layer.parameters_before for layer in layers)
+    # The model, one layer twice more (its rows in new order; float32 copies to check and cluster), and the calibration.
+    largest = max((site.parameters for site in graph.sites), default=0)
+    alive = tokens * _ALIVE * max((site.hidden for site in graph.sites), default=0) * item_size
+    return Plan(
+        layers=tuple(layers),
+        parameters_before=model_parameters,
+        parameters_after=model_parameters + added,
+        active_fraction=active / before if before else 1.0,
+        peak_memory=(model_parameters + added) * item_size + largest * (item_size + 8) + alive,
+        refusals=tuple((refusal.path, refusal.reason) for refusal in graph.refusals),
+        notes=(),
+    )
+
+
+def _planned(passes: Sequence[Pass], site: FeedForward) -> PlannedLayer | None:
+    config = foresee(passes, site)
+    if config is None:
+        return None
+    return PlannedLayer(
+        path=site.path,
+        kind=site.kind,
+        activation=site.activation,
+        hidden=site.hidden,
+        neurons=site.neurons,
+        experts=config.experts,
+        top_k=config.top_k,
+        rewrite=site.rewrite.way,
+        parameters_before=site.parameters,
+        parameters_after=config.parameters,
+        active_fraction=config.active_fraction(site.neurons),
+    )

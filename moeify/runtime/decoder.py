@@ -1,0 +1,83 @@
+"""Greedy generation with an exported decoder: one file for prefill and decode steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moeify.errors import InputError
+
+if TYPE_CHECKING:
+    import onnxruntime
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+_PAST = "past_key_values."
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+class Decoder:
+    """A session with its key-value cache. `step` runs the model on the next tokens of every sequence of the batch.
+
+    Raises InputError for a file that is no decoder with a cache.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self._inputs = {value.name: value for value in session.get_inputs()}
+        self._outputs = [value.name for value in session.get_outputs()]
+        self._past = [name for name in self._inputs if name.startswith(_PAST)]
+        if not self._past or not {"input_ids", "attention_mask"} <= set(self._inputs):
+            raise InputError("the ONNX file is no decoder with a cache: it lacks input_ids, attention_mask or past_key_values")
+        self._cache: list[Any] = []
+        self._mask: Array = np.zeros((0, 0), dtype=np.int64)
+
+    def step(self, ids: Array, mask: Array | None = None) -> Array:
+        """Logits [batch, tokens, vocabulary] of ids [batch, tokens].
+
+        mask [batch, tokens]: given with the first tokens of new sequences (which drops the cache), 0 for padding on the left.
+        """
+        import onnxruntime
+
+        ids = np.asarray(ids, dtype=np.int64)
+        if mask is not None or not self._cache:
+            self._cache = [self._empty(name, len(ids)) for name in self._past]
+            self._mask = np.zeros((len(ids), 0), dtype=np.int64)
+        new = np.ones_like(ids) if mask is None else np.asarray(mask, dtype=np.int64)
+        self._mask = np.concatenate([self._mask, new], axis=1)
+        feeds = {"input_ids": ids, "attention_mask": self._mask}
+        if "position_ids" in self._inputs:
+            feeds["position_ids"] = np.maximum(self._mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
+        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
+        # The cache goes round as it is, without a copy into numpy.
+        found = self._session.run_with_ort_values(self._outputs, values | dict(zip(self._past, self._cache)))
+        self._cache = list(found[1:])
+        return np.asarray(found[0].numpy())
+
+    def generate(self, ids: Array, new_tokens: int, mask: Array | None = None, end: int | None = None) -> Array:
+        """The most likely continuation [batch, up to new_tokens] of ids [batch, tokens]; mask as in `step`.
+
+        end: the token that ends a sequence; it is repeated until all have ended.
+        """
+        logits = self.step(ids, np.ones_like(ids) if mask is None else mask)
+        found: list[Array] = []
+        ended = np.zeros(len(ids), dtype=bool)
+        while len(found) < new_tokens:
+            token = logits[:, -1].argmax(axis=-1).astype(np.int64)
+            if end is not None:
+                token = np.where(ended, end, token)
+                ended |= token == end
+            found.append(token)
+            if ended.all() or len(found) == new_tokens:
+                break
+            logits = self.step(token[:, None])
+        return np.stack(found, axis=1) if found else np.zeros((len(ids), 0), dtype=np.int64)
+
+    def _empty(self, name: str, batch: int) -> Any:
+        import onnxruntime
+
+        value = self._inputs[name]
+        _, heads, _, width = value.shape
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((batch, heads, 0, width), dtype=_TYPES[value.type]))

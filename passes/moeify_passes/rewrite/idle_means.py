@@ -1,0 +1,54 @@
+"""What idle experts would have said, and how far a routed layer is from the dense one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moeify.ir.feed_forward import FeedForward
+from moeify.ir.moe_spec import MoESpec
+from moeify_passes.expert_rows import ExpertRows
+from moeify_passes.held_site import held_site, token_chunks
+from moeify_passes.routers.choice import route_tokens
+
+
+def idle_means(spec: MoESpec, rows: ExpertRows, inputs: Tensor) -> Tensor:
+    """The mean of E_e(x) over the inputs [tokens, hidden] on which e is not chosen, float32 [experts, output]."""
+    output = rows.tensors["down"].shape[1]
+    sums = torch.zeros(rows.experts, output, dtype=torch.float64)
+    counts = torch.zeros(rows.experts, dtype=torch.float64)
+    for x in token_chunks(inputs, max(rows.offsets[-1], output)):
+        chosen = route_tokens(spec, x).chosen
+        for expert in range(rows.experts):
+            idle = ~chosen[:, expert]
+            sums[expert] += rows.output(x[idle], expert).sum(0, dtype=torch.float64)
+            counts[expert] += idle.sum()
+    return (sums / counts.clamp(min=1)[:, None]).float()
+
+
+def relative_squared_error(site: FeedForward, spec: MoESpec, rows: ExpertRows, inputs: Tensor) -> float:
+    """sum |y_dense - y|^2 / sum |y_dense - output bias|^2 over inputs [tokens, hidden]; 0 where both are 0."""
+    dense = held_site(site)
+    error = size = torch.zeros((), dtype=torch.float64)
+    for x in token_chunks(inputs, max(site.neurons, site.output)):
+        expected = dense.forward(x)
+        bias = rows.tensors.get("output_bias", torch.zeros(site.output))
+        error = error + (expected - bias - _routed(spec, rows, x)).double().square().sum()
+        size = size + (expected - bias).double().square().sum()
+    return float(error / size.clamp(min=1e-300))
+
+
+def _routed(spec: MoESpec, rows: ExpertRows, x: Tensor) -> Tensor:
+    """The layer's output without its output bias, [tokens, output] (docs/moe-layer.md)."""
+    routing = route_tokens(spec, x)
+    chosen, gates = routing.chosen, routing.gates
+    y = rows.shared_output(x)
+    for expert in range(rows.experts):
+        on = chosen[:, expert]
+        y[on] += gates[on, expert, None] * rows.output(x[on], expert)
+    found = spec.compensation
+    if found.idle is not None:
+        y += (~chosen).float() @ found.idle.float()
+    if found.low_rank_in is not None and found.low_rank_out is not None:
+        y += (x @ found.low_rank_in.float().T) @ found.low_rank_out.float()
+    return y

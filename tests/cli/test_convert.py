@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli.command_line import Outcome
+from cli.tiny_models import TINY
+
+Run = Callable[[str], Outcome]
+Golden = Callable[[str, str], None]
+
+CONVERT = f"convert model.pt {TINY} --experts 4"
+
+
+def test_a_conversion_writes_a_folder_and_shows_its_layers(moeify: Run, tmp_path: Path, golden: Golden) -> None:
+    done = moeify(f"{CONVERT} -o out --top-k 2")
+    assert done.code == 0
+    assert (tmp_path / "out" / "moeify.json").is_file()
+    assert sorted(os.listdir(tmp_path)) == ["model.pt", "out"]
+    golden("cli/convert.txt", done.out)
+    assert done.err == (
+        "moeify: note: no calibration data: calibrate was left out, the conversion goes by the weights alone\n"
+    )  # fmt: skip
+
+
+def test_json_is_the_report_and_nothing_else(moeify: Run) -> None:
+    done = moeify(f"{CONVERT} -o out --top-k 2 --json")
+    assert (done.code, done.err) == (0, "")
+    assert (done.data["folder"], done.data["recipe"]) == ("out", "emoe")
+    assert [layer["path"] for layer in done.data["layers"]] == ["0", "1"]
+    assert all(layer["top_k"] == 2 and layer["sizes"] == [8] * 4 for layer in done.data["layers"])
+    assert done.data["active_fraction"] == pytest.approx((16 * 16 + 4 * 8) / (32 * 16))
+
+
+def test_quiet_prints_nothing(moeify: Run) -> None:
+    assert moeify(f"{CONVERT} -o out --quiet") == Outcome(0, "", "")
+
+
+def test_verbose_adds_times_and_the_figures_of_layers(moeify: Run) -> None:
+    plain = moeify(f"{CONVERT} -o out")
+    verbose = moeify(f"{CONVERT} -o out-verbose --verbose")
+    assert verbose.code == 0
+    assert "seconds" in verbose.out
+    assert "cluster-neurons" in verbose.out
+    assert "seconds" not in plain.out
+    assert "loading" in verbose.err
+    assert "seconds" in moeify(f"{CONVERT} -o out-json --verbose --json").data
+
+
+def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(moeify: Run, tmp_path: Path, golden: Golden) -> None:
+    done = moeify(f"{CONVERT} --top-k 2 --dry-run")
+    assert done.code == 0
+    lines = done.out.splitlines()
+    golden("cli/dry-run.txt", "\n".join([*lines[:-1], lines[-1].partition(", peak")[0]]) + "\n")
+    assert os.listdir(tmp_path) == ["model.pt"]
+
+
+def test_a_dry_run_foresees_what_the_conversion_does(moeify: Run) -> None:
+    planned = moeify(f"{CONVERT} --active 0.7 --dry-run --json").data
+    done = moeify(f"{CONVERT} --active 0.7 -o out --json").data
+    assert [(row["path"], row["experts"]) for row in planned["layers"]] == [
+        (layer["path"], len(layer["sizes"])) for layer in done["layers"]
+    ]
+    for name in ("kind", "activation", "top_k", "parameters_before", "parameters_after", "active_fraction"):
+        assert [row[name] for row in planned["layers"]] == [layer[name] for layer in done["layers"]], name
+    assert planned["active_fraction"] == done["active_fraction"] <= 0.7
+
+
+def test_options_of_the_command_reach_the_recipe_that_the_folder_carries(moeify: Run, tmp_path: Path) -> None:
+    options = "--top-k 3 --layers last-half --tokens 64 --seed 5 --set cluster-neurons.by=random --set match-dense.tokens=32"
+    assert moeify(f"{CONVERT} -o out --calibrate rows.pt {options}").code == 0
+    recipe = tomllib.loads((tmp_path / "out" / "recipe.toml").read_text("utf-8"))
+    find, loop = recipe["pass"]
+    steps = {step["name"]: step for step in loop["pass"]}
+    assert recipe["seed"] == 5
+    assert find["layers"] == "last-half"
+    assert steps["calibrate"]["tokens"] == 64
+    assert steps["cluster-neurons"] == {"name": "cluster-neurons", "experts": 4, "shared_experts": 0, "unequal": False,
+                                        "by": {"kind": "random"}}  # fmt: skip
+    assert steps["match-dense"]["tokens"] == 32
+    assert steps["insert-router"]["top_k"] == 3
+
+
+def test_the_recipe_of_a_folder_makes_the_same_folder_again(moeify: Run, tmp_path: Path) -> None:
+    assert moeify(f"{CONVERT} -o first --seed 3 --set cluster-neurons.by=random").code == 0
+    assert moeify(f"convert model.pt {TINY} -o second --recipe first/recipe.toml").code == 0
+    assert moeify(f"{CONVERT} -o third --seed 4 --set cluster-neurons.by=random").code == 0
+
+    def weights(name: str) -> bytes:
+        (file,) = (tmp_path / name).glob("*.safetensors")
+        return file.read_bytes()
+
+    assert weights("first") == weights("second")
+    assert weights("first") != weights("third")
+
+
+def test_a_recipe_may_be_a_file(moeify: Run) -> None:
+    done = moeify(f"convert model.pt {TINY} -o out --recipe good.toml --json")
+    assert done.code == 0
+    assert {layer["top_k"] for layer in done.data["layers"]} == {2}
+
+
+def test_data_may_be_a_callable(moeify: Run) -> None:
+    done = moeify(f"{CONVERT} -o out --recipe markers --calibrate cli.tiny_models:batches --json")
+    assert (done.code, done.err) == (0, "")
+    assert {layer["measured"]["calibration_tokens"] for layer in done.data["layers"]} == {128}
+    assert done.data["notes"] == []
+
+
+def test_force_replaces_the_output(moeify: Run, tmp_path: Path) -> None:
+    assert moeify(f"{CONVERT} -o old-folder --force").code == 0
+    assert not (tmp_path / "old-folder" / "precious.txt").exists()
+    assert (tmp_path / "old-folder" / "moeify.json").is_file()
+
+
+def test_a_hugging_face_folder_needs_neither_factory_nor_example(moeify: Run) -> None:
+    done = moeify("convert llama -o out --experts 4 --top-k 4 --json")
+    assert (done.code, done.err) == (0, "")
+    assert [layer["path"] for layer in done.data["layers"]] == [f"model.layers.{i}.mlp" for i in range(2)]
+
+
+def test_bfloat16_halves_the_weights(moeify: Run, tmp_path: Path) -> None:
+    def size(name: str) -> int:
+        return sum(file.stat().st_size for file in (tmp_path / name).glob("*.safetensors"))
+
+    assert moeify("convert llama -o whole --experts 4").code == 0
+    assert moeify("convert llama -o half --experts 4 --dtype bf16").code == 0
+    assert size("half") < 0.7 * size("whole")
+
+
+def test_onnx_stands_in_the_folder_where_it_was_asked_for(moeify: Run, tmp_path: Path) -> None:
+    done = moeify(f"{CONVERT} -o out --export torch,onnx --json")
+    assert (done.code, done.err) == (0, "")
+    assert (tmp_path / "out" / "model.onnx").is_file()
+
+
+def test_a_converted_folder_is_not_converted_again(moeify: Run, tmp_path: Path) -> None:
+    assert moeify(f"{CONVERT} -o out --quiet").code == 0
+    done = moeify(f"convert out -o again {TINY} --experts 4")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
+        "moeify: error: out: is a converted model already; give the dense model, or open it with moeify.load\n"
+    )  # fmt: skip
+    assert not (tmp_path / "again").exists()

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli.command_line import Outcome
+from cli.tiny_models import TINY
+
+Run = Callable[[str], Outcome]
+
+
+@pytest.fixture
+def converted(moeify: Run) -> None:
+    """The tiny model as the folder `out`, half of its experts on."""
+    assert moeify(f"convert model.pt -o out {TINY} --experts 4 --top-k 2 --quiet").code == 0
+
+
+@pytest.fixture
+def complete(moeify: Run) -> None:
+    """The tiny model as the folder `all`, all experts on."""
+    assert moeify(f"convert model.pt -o all {TINY} --experts 4 --top-k 4 --quiet").code == 0
+
+
+@pytest.mark.usefixtures("complete", "converted")
+def test_an_evaluation_compares_with_the_dense_model(moeify: Run) -> None:
+    def relative_error(folder: str) -> float:
+        done = moeify(f"evaluate {folder} --data rows.pt --dense model.pt {TINY} --json")
+        assert (done.code, done.err) == (0, "")
+        (score,) = [s for s in done.data["scores"] if s["name"] == "converted"]
+        error = score["divergence"]["relative_error"]
+        assert isinstance(error, float)
+        return error
+
+    assert relative_error("all") < 1e-6
+    assert relative_error("out") > 1e-3
+
+
+@pytest.mark.usefixtures("converted")
+def test_an_evaluation_is_shown_as_a_table(moeify: Run) -> None:
+    done = moeify(f"evaluate out --data rows.pt --dense model.pt {TINY}")
+    assert done.code == 0
+    head, *rows = done.out.splitlines()
+    assert head.split()[0] == "model"
+    assert [row.split()[0] for row in rows][:2] == ["dense", "converted"]
+    verbose = moeify(f"evaluate out --data rows.pt --dense model.pt {TINY} --verbose")
+    assert "balance" in verbose.out
+    assert moeify(f"evaluate out --data rows.pt {TINY} --quiet").out == ""
+
+
+@pytest.mark.usefixtures("converted")
+def test_null_models_are_compared_with_on_request(moeify: Run) -> None:
+    done = moeify(f"evaluate out --data rows.pt --dense model.pt {TINY} --nulls --json")
+    assert done.code == 0
+    assert len(done.data["scores"]) > 3
+
+
+@pytest.mark.usefixtures("converted")
+@pytest.mark.parametrize(
+    ("caption", "data", "words"),
+    [
+        ("empty data", "empty.txt", ("empty.txt", "empty")),
+        ("garbage", "garbage.bin", ("garbage.bin", "text")),
+        ("rows of another width", "wide-rows.pt", ("wide-rows.pt", "[64, 9]")),
+    ],
+)
+def test_wrong_data_to_evaluate_on_is_one_line(caption: str, data: str, words: tuple[str, ...], moeify: Run) -> None:
+    done = moeify(f"evaluate out --data {data} {TINY}")
+    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1), caption
+    assert all(word in done.err for word in words), done.err
+
+
+@pytest.mark.usefixtures("converted")
+def test_an_export_writes_a_file_that_can_be_inspected(moeify: Run, tmp_path: Path) -> None:
+    done = moeify(f"export out -o model.onnx {TINY} --json")
+    assert (done.code, done.err) == (0, "")
+    assert len(done.data["moe_layers"]) == 2
+    assert (tmp_path / "model.onnx").is_file()
+    found = moeify("inspect model.onnx --json")
+    assert (found.code, found.err) == (0, "")
+    assert found.data["kind"] == "onnx"
+    assert [row["experts"] for row in found.data["rows"]] == [4, 4]
+    refused = moeify(f"export out -o model.onnx {TINY}")
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err == "moeify: error: model.onnx: exists already; choose another name, or pass --force to replace it\n"
+    forced = moeify(f"export out -o model.onnx {TINY} --force")
+    assert forced.code == 0
+    assert forced.out.startswith("model.onnx: ")

@@ -1,0 +1,152 @@
+"""moeify.json: what is written is read back; whatever is wrong with it is one line that names the field."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moeify.errors import InputError
+from moeify.export.manifest import LayerEntry, Manifest, parse_manifest, read_manifest
+from moeify.frontend.loaded import SourceInfo
+from moeify.ir.feed_forward import Rewrite
+from moeify.ir.moe_config import MoEConfig, RouterConfig
+
+MANIFEST = Manifest(
+    source=SourceInfo("state-dict", "m.pt", "my.models.Tiny", {"m.pt": "00ff"}, "my.models:make"),
+    dtype=torch.bfloat16,
+    layers={
+        "z.mlp": LayerEntry(
+            Rewrite("submodule", {"ffn": "z.mlp"}, output_dropout=0.1),
+            MoEConfig(4, 4, "gelu", True, (2, 5, 9), RouterConfig("linear"), top_k=1, threshold=0.5, rank=3),
+        ),
+        "a.mlp": LayerEntry(Rewrite("identity", {"up": "a.u", "down": "a.d"}), MoEConfig(4, 6, "relu", False, (0, 3))),
+    },
+    aliases={"head.weight": "embedding.weight"},
+    digests={"moeify.safetensors": "aa", "source/config.json": "bb"},
+    versions={"moeify": "0.1.0"},
+)
+GOOD: dict[str, Any] = json.loads(MANIFEST.to_json())
+
+
+def test_what_is_written_is_read_back_in_its_order() -> None:
+    again = parse_manifest(json.loads(MANIFEST.to_json()), "m")
+    assert again == MANIFEST
+    assert list(again.layers) == ["z.mlp", "a.mlp"]
+    assert again.to_json() == MANIFEST.to_json()
+
+
+def _at(*way: str | int) -> Callable[[dict[str, Any]], Any]:
+    def find(data: dict[str, Any]) -> Any:
+        found: Any = data
+        for step in way:
+            found = found[step]
+        return found
+
+    return find
+
+
+_LAYER = _at("layers", 0)
+_CONFIG = _at("layers", 0, "config")
+_REWRITE = _at("layers", 0, "rewrite")
+
+#: caption, what is changed, what the message says
+FAULTS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
+    ("a newer format", lambda d: d.update(format=2), "has format 2, this moeify reads up to 1; upgrade moeify"),
+    ("an older format", lambda d: d.update(format=0), "field format is 0"),
+    ("no format", lambda d: d.pop("format"), "field format is missing"),
+    ("a format of text", lambda d: d.update(format="1"), "field format is a text, not a whole number"),
+    ("a format of true", lambda d: d.update(format=True), "field format is true or false, not a whole number"),
+    ("an unknown field", lambda d: d.update(layer=[]), "field 'layer' is unknown; did you mean 'layers'"),
+    *[
+        (f"no {name}", lambda d, name=name: d.pop(name), f"field {name} is missing")
+        for name in sorted(GOOD)
+        if name != "format"
+    ],
+    ("a dtype of no torch", lambda d: d.update(dtype="float33"), "field dtype is 'float33'"),
+    ("a dtype that is something else", lambda d: d.update(dtype="load"), "field dtype is 'load'"),
+    ("layers of a table", lambda d: d.update(layers={}), "field layers is a table, not a list"),
+    ("a layer of null", lambda d: d["layers"].append(None), r"layers\[2\]: is null, not a table"),
+    ("a layer twice", lambda d: d["layers"].append(d["layers"][0]), "names a path twice"),
+    ("a layer without a path", lambda d: _LAYER(d).pop("path"), r"layers\[0\]: field path is missing"),
+    (
+        "an unknown way",
+        lambda d: _REWRITE(d).update(way="stach"),
+        r"layers\[0\]: rewrite: field way is 'stach'; did you mean 'stash'",
+    ),
+    (
+        "modules of numbers",
+        lambda d: _REWRITE(d).update(modules={"ffn": 1}),
+        "modules: field ffn is a whole number, not a text",
+    ),
+    ("a size of text", lambda d: _CONFIG(d).update(hidden="4"), r"layers\[0\]: config: field hidden is a text"),
+    ("a size of 4.0", lambda d: _CONFIG(d).update(hidden=4.0), "field hidden is a number, not a whole number"),
+    ("offsets of text", lambda d: _CONFIG(d).update(offsets=["a"]), "field offsets is not a list of whole numbers"),
+    ("offsets that fall", lambda d: _CONFIG(d).update(offsets=[5, 2]), "config: .*do not describe at least one expert"),
+    ("top_k of all and more", lambda d: _CONFIG(d).update(top_k=7), "top_k is 7"),
+    ("an unknown activation", lambda d: _CONFIG(d).update(activation="gelo"), "unknown activation 'gelo'"),
+    ("a field that no layer has", lambda d: _CONFIG(d).update(colour="red"), "description of an MoE layer is damaged"),
+    ("a router of text", lambda d: _CONFIG(d).update(router="linear"), "description of an MoE layer is damaged"),
+    ("an unknown kind of source", lambda d: d["source"].update(kind="onnx"), "source: field kind is 'onnx'"),
+    ("a factory of a number", lambda d: d["source"].update(factory=1), "source: field factory is a whole number"),
+    ("a digest of null", lambda d: d["digests"].update(x=None), "digests: field x is null"),
+    ("a file outside", lambda d: d["digests"].update({"../x": "00"}), "names the file '../x', which is outside"),
+    ("a file anywhere", lambda d: d["digests"].update({"/etc/passwd": "00"}), "names the file '/etc/passwd'"),
+    ("aliases of a list", lambda d: d.update(aliases=[]), "field aliases is a list, not a table"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), [c[1:] for c in FAULTS], ids=[c[0] for c in FAULTS])
+def test_every_fault_is_one_line_that_names_the_field(
+    change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+) -> None:
+    data = copy.deepcopy(GOOD)
+    change(data)
+    (tmp_path / "moeify.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match=message) as caught:
+        read_manifest(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff\xfe", b"[" * 100_000, b'{"format": 1'])
+def test_a_file_that_is_no_manifest_is_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "moeify.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"damaged|is a list, not a table|is a whole number, not a table") as caught:
+        read_manifest(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_none_of_ours_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not an output folder of moeify"):
+        read_manifest(tmp_path)
+    with pytest.raises(InputError, match="there is no such folder"):
+        read_manifest(tmp_path / "nowhere")
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*GOOD, "hidden", "path", "x"]), inner),
+    max_leaves=5,
+)
+
+
+@given(name=st.sampled_from(sorted(GOOD)), value=_JSON)
+def test_no_value_of_a_field_is_more_than_one_clear_error(name: str, value: Any) -> None:
+    data = copy.deepcopy(GOOD)
+    data[name] = value
+    message = ""
+    try:
+        found = parse_manifest(data, "m")
+    except InputError as error:
+        message = str(error)
+    else:
+        assert json.loads(found.to_json()) == data
+    assert "\n" not in message
