@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from moeify.pipeline.configure import Settings, configure
 from moeify.pipeline.context import Progress, no_progress
 from moeify.pipeline.inspection import Inspection, layer_rows, site_rows, sizes_text
 from moeify.pipeline.pipeline import Pipeline, flatten
-from moeify.pipeline.plan import Plan, make_plan
+from moeify.pipeline.plan import Plan, foresee, make_plan
 from moeify.pipeline.recipe import Recipe
 from moeify.pipeline.registry import Registry, make_registry
 from moeify.pipeline.report import Report
@@ -124,10 +124,12 @@ def convert(
     graph = open_model(source, factory=factory, example=example, dtype=dtype, device=device)
     host = graph.host
     assert isinstance(host, EagerHost)
+    _foresee_all(pipeline, graph)
     data = None
     if calibrate is not None:
         data = _open_data(calibrate, host.loaded.tokenizer, host.example, _calibration_tokens(pipeline))
     report = pipeline.run(graph, data, seed=plan.seed, progress=progress)
+    report = replace(report, notes=(*host.loaded.notes, *host.traced.notes, *report.notes))
     if not report.layers:
         raise InputError(_nothing_found(graph))
     folder = None
@@ -344,6 +346,13 @@ def _inspect_onnx(path: Path) -> Inspection:
         for layer in onnx_layers(path)
     )
     return Inspection("onnx", rows)
+
+
+def _foresee_all(pipeline: Pipeline, graph: ModelGraph) -> None:
+    """Finds the sites, and raises UsageError now where options do not fit one of them: later would be after hours of work."""
+    Pipeline(tuple(step for step in pipeline.passes if FeedForwards in step.gives)).run(graph)
+    for site in graph.sites:
+        foresee(pipeline.passes, site)
 
 
 def _calibration_tokens(pipeline: Pipeline) -> int | None:

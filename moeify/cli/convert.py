@@ -109,10 +109,10 @@ def _show_conversion(done: Conversion, screen: Screen) -> None:
         screen.data({"folder": str(done.folder), "recipe": done.recipe.name, **report.to_json(), **times})
         return
     figures = list(dict.fromkeys(name for layer in report.layers for name in layer.measured)) if screen.verbose else []
-    columns = ("path", "kind", "activation", "neurons", "experts", "shared", "router", "top-k", "active", *figures)
+    columns = ("path", "activation", "neurons", "experts", "shared", "router", "top-k", "active", *figures)
     rows = [
         (
-            r.path, r.kind, r.activation, r.neurons, len(r.sizes), r.shared, r.router, r.top_k, percent(r.active_fraction),
+            r.path, r.activation, r.neurons, len(r.sizes), r.shared, r.router, r.top_k, percent(r.active_fraction),
             *(r.measured.get(name) for name in figures),
         )
         for r in report.layers

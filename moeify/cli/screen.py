@@ -103,18 +103,24 @@ def percent(fraction: float) -> str:
 
 
 def _table_text(columns: Sequence[str], rows: Sequence[Sequence[Any]], stream: TextIO) -> str:
+    """Fitted to a terminal by folding sentences; what is one word is never cut, and off a terminal nothing is."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(columns):
         numbers = all(isinstance(row[index], int | float | None) for row in rows)
-        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
+        sentences = any(" " in cell(row[index]) for row in rows)
+        table.add_column(name, justify="right" if numbers else "left", no_wrap=not sentences)
     for row in rows:
         table.add_row(*map(cell, row))
     terminal, text = stream.isatty(), io.StringIO()
-    width = None if terminal else _UNFOLDED
-    Console(file=text, width=width, force_terminal=terminal, markup=False, highlight=False, emoji=False).print(table)
+    console = Console(
+        file=text, width=_UNFOLDED, force_terminal=terminal, markup=False, highlight=False, emoji=False
+    )  # fmt: skip
+    if terminal:
+        console.width = max(Console(file=stream).width, console.measure(table).minimum)
+    console.print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 

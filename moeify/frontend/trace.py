@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from moeify.errors import InputError
-from moeify.frontend.trace_check import check_example, check_other_shapes, one_line, run_eager
+from moeify.frontend.trace_check import check_example, check_other_shapes, run_eager
+from moeify.frontend.trace_compare import one_line
 from moeify.frontend.trace_export import exported
 from moeify.frontend.trace_shapes import without_ones
 from moeify.frontend.trace_state import tracing_state, watch_modules

@@ -11,13 +11,10 @@ from torch.utils import _pytree as pytree
 
 from moeify.errors import InputError
 from moeify.frontend.cone_ops import settled
+from moeify.frontend.trace_compare import difference, one_line
 from moeify.frontend.trace_shapes import FREE_DIMS, other_size, resized
 from moeify.frontend.traced import Traced
 from moeify.ir.model_graph import Batch
-
-#: Largest difference allowed, relative to the largest output: the graph runs the same kernels as the model.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
-_HALF_TOLERANCE = 3e-2
 
 Sizes = dict[int, dict[int, int]]
 
@@ -30,10 +27,10 @@ def run_eager(model: nn.Module, batch: Batch) -> list[Any]:
 
 def check_example(traced: Traced, model: nn.Module, example: Batch, expected: list[Any]) -> None:
     """Raises InputError where the graph differs from the model at the example itself."""
-    difference = _difference(traced.run(model, example), expected)
-    if difference:
+    different = difference(traced.run(model, example), expected)
+    if different:
         raise InputError(
-            f"the traced graph of {type(model).__name__} does not compute what the model computes ({difference}): "
+            f"the traced graph of {type(model).__name__} does not compute what the model computes ({different}): "
             "its forward draws random numbers in eval mode, or keeps state between calls"
         )
 
@@ -41,10 +38,11 @@ def check_example(traced: Traced, model: nn.Module, example: Batch, expected: li
 def check_other_shapes(traced: Traced, model: nn.Module, example: Batch) -> tuple[bool, tuple[str, ...]]:
     """Whether the graph holds at other batch and sequence sizes, and a note where it does not."""
     leaves, spec = pytree.tree_flatten(example)
-    for sizes in _fixed_sizes(traced, leaves):
-        if _eager_at(model, _batch(leaves, spec, sizes)) is not None:
-            dim, size = next((d, leaves[i].shape[d]) for i, dims in sizes.items() for d in dims)
-            return False, (f"the traced graph holds for a size of {size} in dim {dim} only: tracing made it a constant",)
+    for text, sizes in (*_beyond_fixed(traced, leaves), *_beyond_limits(traced, leaves)):
+        batch = _batch(leaves, spec, sizes)
+        expected = _eager_at(model, batch)
+        if expected is not None and not _holds_at(traced, model, batch, expected)[0]:
+            return False, (f"the traced graph holds for {text} only, the model for others too",)
     open_sizes = _open_sizes(traced, leaves)
     for dims in ((0, 1), (0,), (1,)):
         sizes = {
@@ -59,12 +57,12 @@ def check_other_shapes(traced: Traced, model: nn.Module, example: Batch) -> tupl
 
 def _holds_at(traced: Traced, model: nn.Module, batch: Batch, expected: list[Any]) -> tuple[bool, tuple[str, ...]]:
     try:
-        difference = _difference(traced.run(model, batch), expected)
+        different = difference(traced.run(model, batch), expected)
     except Exception as error:  # what a graph raises at a shape that it was not made for is open
-        difference = one_line(error)
-    if not difference:
+        different = one_line(error)
+    if not different:
         return True, ()
-    return False, (f"the traced graph holds for inputs of the example's shape only ({difference})",)
+    return False, (f"the traced graph holds for inputs of the example's shape only ({different})",)
 
 
 def _eager_at(model: nn.Module, batch: Batch) -> list[Any] | None:
@@ -83,14 +81,12 @@ def _open_sizes(traced: Traced, leaves: list[Any]) -> Sizes:
         if isinstance(symbolic, torch.SymInt):
             symbol = symbolic.node.expr
             if symbol.is_Symbol and symbol not in new:
-                limits = symbolic.node.shape_env.var_to_range[symbol]
-                high = int(limits.upper) if limits.upper.is_Integer else None
-                new[symbol] = other_size(leaves[i].shape[dim], dim, int(limits.lower), high) or leaves[i].shape[dim]
+                new[symbol] = other_size(leaves[i].shape[dim], dim, *_limits(symbolic)) or leaves[i].shape[dim]
             found.setdefault(i, {})[dim] = int(symbol.subs(new))
     return found
 
 
-def _fixed_sizes(traced: Traced, leaves: list[Any]) -> Iterator[Sizes]:
+def _beyond_fixed(traced: Traced, leaves: list[Any]) -> Iterator[tuple[str, Sizes]]:
     """For every free dim and size that became a constant: another size in all leaves that have it."""
     groups: dict[tuple[int, int], Sizes] = {}
     for i, dim, symbolic in _dims(traced, leaves):
@@ -98,7 +94,23 @@ def _fixed_sizes(traced: Traced, leaves: list[Any]) -> Iterator[Sizes]:
         other = other_size(size, dim, low=1)
         if not isinstance(symbolic, torch.SymInt) and other is not None:
             groups.setdefault((dim, size), {}).setdefault(i, {})[dim] = other
-    yield from groups.values()
+    yield from ((f"a size of {size} in dim {dim}", sizes) for (dim, size), sizes in groups.items())
+
+
+def _beyond_limits(traced: Traced, leaves: list[Any]) -> Iterator[tuple[str, Sizes]]:
+    """For every open size that tracing has limited: the nearest size beyond. Far upper limits are not tried (they cost)."""
+    for i, dim, symbolic in _dims(traced, leaves):
+        if isinstance(symbolic, torch.SymInt) and symbolic.node.expr.is_Symbol:
+            low, high = _limits(symbolic)
+            same = {j: {d: 0} for j, d, other in _dims(traced, leaves) if str(other) == str(symbolic)}
+            for text, size in ((f"sizes from {low}", low - 1), (f"sizes up to {high}", (high or 0) + 1)):
+                if 2 <= size <= 4 * leaves[i].shape[dim]:
+                    yield f"{text} in dim {dim}", {j: dict.fromkeys(dims, size) for j, dims in same.items()}
+
+
+def _limits(symbolic: torch.SymInt) -> tuple[int, int | None]:
+    limits = symbolic.node.shape_env.var_to_range[symbolic.node.expr]
+    return int(limits.lower), int(limits.upper) if limits.upper.is_Integer else None
 
 
 def _dims(traced: Traced, leaves: list[Any]) -> Iterator[tuple[int, int, int | torch.SymInt]]:
@@ -114,28 +126,3 @@ def _batch(leaves: list[Any], spec: pytree.TreeSpec, sizes: Sizes) -> Batch:
         [resized(leaf, sizes[i]) if i in sizes else leaf for i, leaf in enumerate(leaves)], spec
     )
     return batch
-
-
-def _difference(found: list[Any], expected: list[Any]) -> str:
-    """What is different, in a few words; empty where nothing is. Tensors on the meta device are compared by shape."""
-    ours, theirs = ([leaf for leaf in leaves if isinstance(leaf, Tensor)] for leaves in (found, expected))
-    if [t.shape for t in ours] != [t.shape for t in theirs]:
-        return f"shapes {[list(t.shape) for t in ours]}, not {[list(t.shape) for t in theirs]}"
-    for a, b in zip(ours, theirs):
-        if a.device.type == "meta" or not a.numel():
-            continue
-        if not b.is_floating_point():
-            if not torch.equal(a, b):
-                return "integer outputs are not equal"
-            continue
-        far = torch.nan_to_num(a.double() - b.double(), 0.0).abs().max().item()
-        scale = 1 + torch.nan_to_num(b.double(), 0.0, 0.0, 0.0).abs().max().item()
-        if far > _TOLERANCE.get(b.dtype, _HALF_TOLERANCE) * scale or not torch.equal(a.isnan(), b.isnan()):
-            return f"largest difference {far:.1e}"
-    return ""
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's text that says something, cut at 200 characters."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)[:200]

@@ -109,8 +109,10 @@ class MoESpec:
         )
 
     def tensors(self, site: FeedForward) -> dict[str, Tensor]:
-        """Every tensor of the layer by its name in MoELayer's state_dict, in the dtype of the dense weights (selection_bias
-        in float32). None shares memory with the host; those that the spec holds itself may share it with the spec. Router tensors are named "router.<name>".
+        """Every tensor of the layer by its name in MoELayer's state_dict; router tensors are named "router.<name>".
+
+        In the dtype of the dense weights (selection_bias in float32). None shares memory with the host; those that the
+        spec holds itself may share it with the spec.
 
         Raises ConversionError where a tensor is not finite.
         """

@@ -42,9 +42,7 @@ def session(
         options.add_initializer(name, value)
     off = ["ConstantFolding"] if held else []
     try:
-        built = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=off
-        )
+        built = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=off)
     except Exception as error:  # onnxruntime's exceptions have no common class of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path}: ONNX Runtime cannot load it: {reason}") from error

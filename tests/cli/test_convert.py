@@ -127,8 +127,9 @@ def test_bfloat16_halves_the_weights(moeify: Run, tmp_path: Path) -> None:
     def size(name: str) -> int:
         return sum(file.stat().st_size for file in (tmp_path / name).glob("*.safetensors"))
 
-    assert moeify("convert llama -o whole --experts 4").code == 0
-    assert moeify("convert llama -o half --experts 4 --dtype bf16").code == 0
+    assert moeify(f"{CONVERT} -o whole").code == 0
+    half = "--factory cli.tiny_models:stack --example cli.tiny_models:half_example --dtype bf16"
+    assert moeify(f"convert model.pt {half} --experts 4 -o half").code == 0
     assert size("half") < 0.7 * size("whole")
 
 

@@ -177,6 +177,19 @@ def test_tables_set_numbers_right_and_end_without_blanks() -> None:
     assert out.getvalue() == "name    size   share\na[b]  12,345     0.5\nc          -  0.3333\n"
 
 
+def test_a_narrow_terminal_folds_sentences_and_cuts_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    terminal = Terminal()
+    path, sentence = "model.decoder.layers.17.feed_forward", "folded where a blank is, and nowhere else"
+    Screen(out=terminal).table(("path", "reason"), [(path, sentence)])
+    head, *lines = terminal.getvalue().splitlines()
+    assert head.split() == ["path", "reason"]
+    assert lines[0].startswith(path)
+    assert " ".join(line.removeprefix(path).strip() for line in lines) == sentence
+
+
 def test_text_that_the_stream_cannot_show_is_spelt_out() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")

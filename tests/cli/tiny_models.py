@@ -70,6 +70,10 @@ def example() -> tuple[Tensor]:
     return (torch.linspace(-1, 1, 5 * HIDDEN).reshape(5, HIDDEN),)
 
 
+def half_example() -> tuple[Tensor]:
+    return (example()[0].bfloat16(),)
+
+
 def wrong_example() -> tuple[Tensor]:
     return (torch.zeros(5, HIDDEN + 1),)
 

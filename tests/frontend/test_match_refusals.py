@@ -54,7 +54,8 @@ class Channels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         before = F.pad(x, (0, 0, 1, -1))
-        return torch.sigmoid(self.receptance(x)) * self.value(F.relu(self.key(0.5 * x + 0.5 * before)).square())
+        y: Tensor = torch.sigmoid(self.receptance(x)) * self.value(F.relu(self.key(0.5 * x + 0.5 * before)).square())
+        return y
 
 
 def test_a_gate_behind_the_ffn_is_none_of_its_business() -> None:

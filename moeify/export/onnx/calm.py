@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-
 #: Flags of Hugging Face configs and what they are set to. The other ways of running a model's own experts have no ONNX form.
 _FLAGS = {"use_cache": False, "_experts_implementation": "batched_mm"}
 

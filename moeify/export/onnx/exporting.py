@@ -17,7 +17,7 @@ from moeify.export.onnx.body import OPSET
 from moeify.export.onnx.calm import calm
 from moeify.export.onnx.decoder_interface import decoder_interface
 from moeify.export.onnx.distance import BOUNDS
-from moeify.export.onnx.interface import Interface, flat_interface
+from moeify.export.onnx.interface import flat_interface
 from moeify.export.onnx.report import Check, OnnxReport, Port
 from moeify.export.onnx.tracing import trace
 from moeify.export.onnx.verify import verify
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 EMBEDDED = 1_900_000_000
 
 
-def export_onnx(
-    model: nn.Module, example: Batch, output: Path, *, force: bool = False, opset: int = OPSET
-) -> OnnxReport:
+def export_onnx(model: nn.Module, example: Batch, output: Path, *, force: bool = False, opset: int = OPSET) -> OnnxReport:
     """Writes `output` (and `output.data` beyond 2 GB) once ONNX Runtime has given what the model gives.
 
     Every MoE layer is one `moeify::MoE` node with a body of standard operators. Hugging Face decoders take and give their

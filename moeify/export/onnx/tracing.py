@@ -54,7 +54,7 @@ def _free_axes(name: str, tensor: Tensor) -> dict[int, Any]:
         axes = [0] if tensor.ndim > 3 else list(range(min(2, tensor.ndim - 1)))
     else:
         axes = list(range(tensor.ndim))
-    return {axis: torch.export.Dim.AUTO for axis in axes}
+    return dict.fromkeys(axes, torch.export.Dim.AUTO)
 
 
 def _drop_prefix(model: ir.Model) -> None:

@@ -65,7 +65,9 @@ def _unpadded(outputs: list[Array], real: Array) -> list[Array]:
 def _tokens(ids: Tensor, batch: int, tokens: int) -> Array:
     """Tokens of the example in another order, [batch, tokens]."""
     flat = ids.flatten().numpy()
-    return np.ascontiguousarray(np.resize(flat, (batch, tokens)) if batch == 1 else np.resize(np.roll(flat, 1), (batch, tokens)))
+    return np.ascontiguousarray(
+        np.resize(flat, (batch, tokens)) if batch == 1 else np.resize(np.roll(flat, 1), (batch, tokens))
+    )
 
 
 def flat_trials(interface: Interface, session: Any) -> Iterator[Trial]:
@@ -75,9 +77,7 @@ def flat_trials(interface: Interface, session: Any) -> Iterator[Trial]:
     changes += [("batch + 1, length + 3", {"batch": 1, "length": 3}), ("length - 1", {"length": -1})]
     seen = []
     for name, change in changes:
-        inputs = {
-            key: _resized(tensor, dims.get(key, []), change) for key, tensor in zip(interface.inputs, interface.example)
-        }
+        inputs = {key: _resized(tensor, dims.get(key, []), change) for key, tensor in zip(interface.inputs, interface.example)}
         shapes = [tensor.shape for tensor in inputs.values()]
         if shapes in seen:
             continue

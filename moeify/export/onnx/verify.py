@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from moeify.errors import ConversionError
 from moeify.export.onnx.attach import MoENode
@@ -31,7 +30,9 @@ def verify(path: Path, model: nn.Module, interface: Interface, layers: tuple[MoE
 
     Raises ConversionError where a distance is beyond its bound.
     """
-    raised = {f"{layer.name}.k": np.array(layer.shape.experts) for layer in layers if layer.k not in (None, layer.shape.experts)}
+    raised = {
+        f"{layer.name}.k": np.array(layer.shape.experts) for layer in layers if layer.k not in (None, layer.shape.experts)
+    }
     choosing = bool(raised) or any("threshold" in layer.shape.present for layer in layers)
     checks = []
     if raised:

@@ -12,6 +12,8 @@ from moeify.errors import UsageError
 from moeify.ir.facts import ActivationSample, Fact, FeedForwards, NeuronGroups
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
+from moeify.ir.moe_config import MoEConfig
+from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
 from moeify_passes.experts.activation_markers import ActivationMarkers
 from moeify_passes.experts.balanced_k_means import BalancedKMeans
@@ -59,6 +61,12 @@ class ClusterNeurons:
             routed = torch.ones(site.neurons, dtype=torch.bool).index_fill_(0, shared, False).nonzero().flatten()
             context.put(site, NeuronGroups(self.by.group(site, routed, expert_size, context), shared))
         return False
+
+    def foresee(self, site: FeedForward, config: MoEConfig | None) -> MoEConfig:
+        """The layer with all experts on. Raises UsageError where the neurons cannot be cut into such parts."""
+        shared, sizes = expert_sizes(site, self.experts, self.shared_experts, self.unequal)
+        empty = [torch.empty(size, dtype=torch.int64) for size in (shared, *sizes)]
+        return MoESpec(experts=tuple(empty[1:]), shared=empty[0]).config(site)
 
     def _shared(self, site: FeedForward, size: int, context: PassContext) -> Tensor:
         if size == 0:

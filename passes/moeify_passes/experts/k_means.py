@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from moeify_passes.experts.balanced_assignment import balanced_assignment
 
-#: Elements of one float32 working chunk (64 MiB).
+#: Elements of one float32 working chunk (64 MiB); up to four such chunks, bool rows are converted once and kept.
 _CHUNK = 1 << 24
 
 
@@ -34,6 +35,7 @@ def balanced_k_means(rows: Tensor, sizes: Tensor, iterations: int, generator: to
     rows: [rows, features], float or bool (bool rows are converted chunk by chunk). sizes: [clusters], summing to rows.
     iterations: at most so many assignments; fewer when the objective stands still.
     """
+    rows = rows.float() if rows.numel() <= 4 * _CHUNK else rows
     squares = torch.cat([chunk.square().sum(1) for chunk in _float_chunks(rows)]).double()
     centres = _plus_plus(rows, squares.float(), len(sizes), generator)
     labels, prices, gap = torch.empty(0), None, 0.0
@@ -64,7 +66,8 @@ def _means(rows: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
     sums = torch.zeros(len(sizes), rows.shape[1], dtype=torch.float64)
     start = 0
     for chunk in _float_chunks(rows):
-        sums.index_add_(0, labels[start : start + len(chunk)], chunk.double())
+        members = F.one_hot(labels[start : start + len(chunk)], len(sizes)).float()
+        sums += members.T @ chunk
         start += len(chunk)
     return (sums / sizes.clamp(min=1)[:, None]).float()
 

@@ -16,6 +16,7 @@ from moeify.errors import UsageError
 from moeify.ir.facts import ActivationSample, Experts, Fact, NeuronGroups, NeuronStatistics, Routing
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
+from moeify.ir.moe_config import MoEConfig
 from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
 from moeify_passes.expert_rows import expert_rows
@@ -55,6 +56,10 @@ class Compensate:
                 changed = True
             context.measure(site, active_fraction=spec.active_fraction(site))
         return changed
+
+    def foresee(self, site: FeedForward, config: MoEConfig | None) -> MoEConfig | None:
+        """The layer with idle vectors."""
+        return None if config is None else replace(config, idle=True)
 
     def _compensated(self, site: FeedForward, spec: MoESpec, context: PassContext) -> MoESpec:
         sample = context.get(site, ActivationSample).inputs

@@ -16,7 +16,7 @@ from moeify.errors import UsageError
 from moeify.ir.facts import ActivationSample, Experts, Fact, NeuronGroups, NeuronStatistics, Routing
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
-from moeify.ir.moe_config import GATE_RULES, GateRule
+from moeify.ir.moe_config import GATE_RULES, GateRule, MoEConfig
 from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
 from moeify_passes.rewrite.same_spec import same_spec
@@ -76,23 +76,36 @@ class InsertRouter:
             measure_router(site, spec, context)
         return changed
 
+    def foresee(self, site: FeedForward, config: MoEConfig | None) -> MoEConfig | None:
+        """The layer with its router and top_k. Raises UsageError as `run` does."""
+        if config is None:
+            return None
+        routed = replace(config, router=self.by.shape(config), gate_rule=self.gate, normalize=self.normalize, top_k=None)
+        return replace(routed, top_k=self._choose_top_k(site, routed))
+
     def _routed(self, site: FeedForward, spec: MoESpec, context: PassContext) -> MoESpec:
-        experts = len(spec.experts)
+        bare = replace(spec.all_on(), gate_rule=self.gate, normalize=self.normalize)
+        self._check(site, len(spec.experts))
+        routed = replace(bare, router=self.by.route(site, bare, context))
+        return replace(routed, top_k=self._choose_top_k(site, routed.config(site)))
+
+    def _check(self, site: FeedForward, experts: int) -> None:
         if self.top_k is not None and self.top_k > experts:
             raise UsageError(
                 f"insert-router.top_k is {self.top_k} but {site.path} has {experts} experts: choose 1 to {experts}"
             )
-        bare = replace(spec.all_on(), gate_rule=self.gate, normalize=self.normalize)
-        routed = replace(bare, router=self.by.route(site, bare, context))
+
+    def _choose_top_k(self, site: FeedForward, config: MoEConfig) -> int:
+        self._check(site, config.experts)
         if self.active is not None:
-            return replace(routed, top_k=_largest_top_k(site, routed, self.active))
-        return replace(routed, top_k=self.top_k or max(1, experts // 4))
+            return _largest_top_k(site, config, self.active)
+        return self.top_k or max(1, config.experts // 4)
 
 
-def _largest_top_k(site: FeedForward, spec: MoESpec, active: float) -> int:
-    fits = [k for k in range(1, len(spec.experts) + 1) if spec.active_fraction(site, k) <= active]
+def _largest_top_k(site: FeedForward, config: MoEConfig, active: float) -> int:
+    fits = [k for k in range(1, config.experts + 1) if config.active_fraction(site.neurons, k) <= active]
     if not fits:
-        least = spec.active_fraction(site, 1)
+        least = config.active_fraction(site.neurons, 1)
         raise UsageError(
             f"insert-router.active is {active:g} but in {site.path} one expert, the shared expert and the router take "
             f"{least:.4f} of the FFN's weights: choose {least + 5e-5:.4f} or more, more experts, or a smaller router"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moeify.ir.facts import Fact
 from moeify.ir.feed_forward import FeedForward
-from moeify.ir.moe_config import RouterConfig
+from moeify.ir.moe_config import MoEConfig, RouterConfig
 from moeify.ir.moe_spec import MoESpec, Router
 from moeify.pipeline.context import PassContext
 
@@ -23,13 +23,17 @@ class AverageKey:
     kind: ClassVar[str] = "average-key"
     needs: ClassVar[tuple[type[Fact], ...]] = ()
 
+    def shape(self, config: MoEConfig) -> RouterConfig:
+        """The router's shape in front of a layer of that shape."""
+        return RouterConfig("average-key", bias=config.gate_bias if config.gated else config.up_bias)
+
     def route(self, site: FeedForward, spec: MoESpec, context: PassContext) -> Router:
         """The router for the spec's experts: weight [experts, hidden], and bias [experts] where keys have one."""
         name = "gate" if site.gated else "up"
         tensors = {"weight": _expert_means(_rows(site, spec, name), spec)}
         if name + "_bias" in spec.weights or getattr(site, name + "_bias") is not None:
             tensors["bias"] = _expert_means(_rows(site, spec, name + "_bias"), spec)
-        return Router(RouterConfig("average-key", bias="bias" in tensors), tensors)
+        return Router(self.shape(spec.config(site)), tensors)
 
 
 def _rows(site: FeedForward, spec: MoESpec, name: str) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from moeify.errors import UsageError
 from moeify.ir.facts import ActivationSample, Fact
 from moeify.ir.feed_forward import FeedForward
-from moeify.ir.moe_config import RouterConfig
+from moeify.ir.moe_config import MoEConfig, RouterConfig
 from moeify.ir.moe_spec import MoESpec, Router
 from moeify.pipeline.context import PassContext
 from moeify_passes.expert_rows import ExpertRows, expert_norms, expert_rows
@@ -54,6 +54,12 @@ class NormRegression:
             if not getattr(self, name) > 0:
                 raise UsageError(f"norm-regression.{name} is {getattr(self, name)}: choose a number above 0")
 
+    def shape(self, config: MoEConfig) -> RouterConfig:
+        """The router's shape in front of a layer of that shape."""
+        if not self.width:
+            return RouterConfig("linear", bias=True)
+        return RouterConfig("mlp", bias=True, width=self.width, activation=self.activation, output="abs")
+
     def route(self, site: FeedForward, spec: MoESpec, context: PassContext) -> Router:
         """The router for the spec's experts, fitted on nine tenths of the sample."""
         sample = context.get(site, ActivationSample).inputs
@@ -61,12 +67,12 @@ class NormRegression:
         rows = expert_rows(site, spec)
         if not self.width:
             weight, bias = fit_linear(x, self._targets(rows, x), self.ridge)
-            return Router(RouterConfig("linear", bias=True), {"weight": weight, "bias": bias})
+            return Router(self.shape(spec.config(site)), {"weight": weight, "bias": bias})
         generator = context.generator("routers/norm-regression", site)
         learn, judge = held_out(site, x, generator)
         shape = MlpShape(self.width, self.activation, self.steps, self.learning_rate)
         tensors = fit_mlp(shape, (learn, self._targets(rows, learn)), (judge, self._targets(rows, judge)), generator)
-        return Router(RouterConfig("mlp", bias=True, width=self.width, activation=self.activation, output="abs"), tensors)
+        return Router(self.shape(spec.config(site)), tensors)
 
     def _targets(self, rows: ExpertRows, x: Tensor) -> Tensor:
         """[tokens, experts]."""

@@ -1,0 +1,36 @@
+"""Converts a model in a process of its own and prints seconds and peak resident bytes above the process after imports, as JSON.
+
+python measure_conversion.py MODEL TEXT OUT [RECIPE]
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import resource
+import sys
+import time
+
+import moeify
+
+#: What a conversion imports; loaded first, so that their own memory is not counted.
+IMPORTED = ("torch", "torch.export", "transformers", "accelerate", "safetensors.torch", "moeify.api", "moeify_passes")
+
+
+def peak() -> int:
+    """The largest resident set so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main(model: str, text: str, output: str, recipe: str = "emoe") -> None:
+    for name in IMPORTED:
+        importlib.import_module(name)
+    before, started = peak(), time.monotonic()
+    done = moeify.convert(model, output, recipe=recipe, experts=16, top_k=4, calibrate=text, tokens=8192, force=True)
+    tokens = done.report.layers[0].measured["calibration_tokens"]
+    found = {"seconds": time.monotonic() - started, "bytes": peak() - before, "tokens": tokens}
+    print(json.dumps({**found, "by_pass": done.report.seconds}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
