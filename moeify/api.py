@@ -15,6 +15,7 @@ from moeify.ir.facts import FeedForwards
 from moeify.ir.model_graph import Batch, ModelGraph
 from moeify.pipeline.configure import Settings, configure
 from moeify.pipeline.context import Progress, no_progress
+from moeify.pipeline.each_layer import EachLayer
 from moeify.pipeline.inspection import Inspection, layer_rows, site_rows, sizes_text
 from moeify.pipeline.pipeline import Pipeline, flatten
 from moeify.pipeline.plan import Plan, foresee, make_plan
@@ -111,8 +112,7 @@ def convert(
     plan = configure(
         recipe, experts=experts, top_k=top_k, active=active, layers=layers, tokens=tokens, settings=settings, seed=seed
     )
-    pipeline = plan.build(registry())
-    pipeline.check(with_data=calibrate is not None)
+    pipeline = _build(plan, calibrate)
     _check_exports(export, output)
     if output is not None:
         from moeify.export.atomic import check_target
@@ -303,8 +303,7 @@ def plan(
     wanted = configure(
         recipe, experts=experts, top_k=top_k, active=active, layers=layers, tokens=tokens, settings=settings, seed=seed
     )
-    pipeline = wanted.build(registry())
-    pipeline.check(with_data=calibrate is not None)
+    pipeline = _build(wanted, calibrate)
     graph = open_model(source, factory=factory, example=example, dtype=dtype, device=device)
     Pipeline(tuple(step for step in pipeline.passes if FeedForwards in step.gives)).run(graph)
     alive = (
@@ -346,6 +345,20 @@ def _inspect_onnx(path: Path) -> Inspection:
         for layer in onnx_layers(path)
     )
     return Inspection("onnx", rows)
+
+
+def _build(plan: Recipe, calibrate: Data | None) -> Pipeline:
+    """The pipeline, once everything is checked that can be checked before a model is loaded."""
+    from moeify.data.importable import is_importable_name
+    from moeify.data.sniff import kind_of
+
+    pipeline = plan.build(registry())
+    if not any(step.rewrites for step in flatten(pipeline.passes) if not isinstance(step, EachLayer)):
+        raise UsageError(f"recipe {plan.name!r} would change nothing: no pass of it is a rewrite, such as split-experts")
+    pipeline.check(with_data=calibrate is not None)
+    if isinstance(calibrate, str | Path) and not is_importable_name(str(calibrate)):
+        kind_of(Path(calibrate).expanduser())
+    return pipeline
 
 
 def _foresee_all(pipeline: Pipeline, graph: ModelGraph) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
 
 from moeify.frontend.load_model import load_model
-from moeify.frontend.trace import Traced, trace
 from moeify.ir.model_graph import ModelGraph
 from moeify.pipeline.each_layer import EachLayer
 from moeify.pipeline.pipeline import Pipeline
@@ -19,23 +17,17 @@ from moeify_passes.check.match_dense import MatchDense
 from moeify_passes.experts.random import Random
 from moeify_passes.rewrite.insert_router import InsertRouter
 from moeify_passes.rewrite.split_experts import SplitExperts
+from traced_zoo import traced_zoo
 from zoo import ZOO, Zoo
 
 #: Experts of each converted FFN; divides the neurons of every model of the zoo.
 EXPERTS = 3
 
 
-@cache
-def _traced(name: str) -> Traced:
-    """Tracing takes seconds, and every model that the zoo builds under one name is the same: once is enough."""
-    zoo = ZOO[name]()
-    return trace(zoo.model, zoo.example)
-
-
 def opened(name: str) -> tuple[Zoo, ModelGraph]:
-    """A new model of the zoo, and as a graph; nothing found yet."""
+    """A new model of the zoo, and as a graph; its trace is made once a process, as tracing takes seconds."""
     zoo = ZOO[name]()
-    return zoo, ModelGraph(EagerHost(load_model(zoo.model, example=zoo.example), _traced(name)))
+    return zoo, ModelGraph(EagerHost(load_model(zoo.model, example=zoo.example), traced_zoo(name)[1]))
 
 
 def converted(name: str, top_k: int = EXPERTS) -> tuple[Zoo, ModelGraph]:

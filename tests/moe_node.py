@@ -25,32 +25,33 @@ def body_shape(case: Case) -> BodyShape:
 
 
 def node_model(case: Case, dtype: str = "float32", body: bool = True, opset: int = OPSET) -> ir.Model:
-    """Graph inputs x and scores with symbolic leading dims; every other input is an initializer. y has the type of x."""
+    """Graph inputs x and scores, float32 with symbolic leading dims, cast to dtype; every other input is an initializer."""
     shape = body_shape(case)
     lead = [f"d{i}" for i in range(len(case.variant.lead))]
-    values = {name: ir.val(name, FLOATS[dtype], [*lead, case.inputs[name].shape[-1]]) for name in ("x", "scores")}
+    inputs = [ir.val(name, ir.DataType.FLOAT, [*lead, case.inputs[name].shape[-1]]) for name in ("x", "scores")]
+    casts = [ir.node("Cast", [value], {"to": FLOATS[dtype]}) for value in inputs]
+    values = {str(value.name): cast.outputs[0] for value, cast in zip(inputs, casts)}
     weights = {}
     for name, array in case.inputs.items():
         if name not in values:
             kind = ir.DataType.from_numpy(array.dtype) if name in _OWN_TYPE else FLOATS[dtype]
-            tensor = ir.tensor(array.astype(kind.numpy()), name=name)
-            weights[name] = ir.val(name, const_value=tensor)
+            weights[name] = ir.val(name, const_value=ir.tensor(array.astype(kind.numpy()), name=name))
     attributes: dict[str, Any] = case.attributes | {"normalize": int(case.attributes["normalize"])}
     operands = [(values | weights).get(name) for name in INPUTS]
     node = ir.node(OPERATOR, operands, attributes, domain=DOMAIN, overload=shape.overload)
-    y = node.outputs[0]
-    y.name, y.dtype, y.shape = "y", FLOATS[dtype], ir.Shape([*lead, case.inputs["down"].shape[1]])
+    back = ir.node("Cast", [node.outputs[0]], {"to": ir.DataType.FLOAT})
+    y = back.outputs[0]
+    y.name, y.dtype, y.shape = "y", ir.DataType.FLOAT, ir.Shape([*lead, case.inputs["down"].shape[1]])
     imports = {"": opset, DOMAIN: VERSION}
-    graph = ir.Graph(list(values.values()), [y], nodes=[node], initializers=list(weights.values()), opset_imports=imports, name="g")
+    nodes = [*casts, node, back]
+    graph = ir.Graph(inputs, [y], nodes=nodes, initializers=list(weights.values()), opset_imports=imports, name="g")
     return ir.Model(graph, ir_version=10, functions=[moe_function(shape, opset)] if body else [])
 
 
 def run_model(model: ir.Model, case: Case, threads: int = 1) -> NDArray[np.float64]:
-    """y of stock ONNX Runtime on the CPU, from the case's x and scores cast to the type of the graph's inputs."""
+    """y of stock ONNX Runtime on the CPU, from the case's x and scores."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     data = ir.to_proto(model).SerializeToString()
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    kinds = {value.name: value.dtype.numpy() for value in model.graph.inputs if value.dtype is not None}
-    feeds = {name: ort.OrtValue.ortvalue_from_numpy(case.inputs[name].astype(kind)) for name, kind in kinds.items()}
-    return np.asarray(session.run_with_ort_values(None, feeds)[0].numpy()).astype(np.float64)
+    return np.asarray(session.run(None, {name: case.inputs[name] for name in ("x", "scores")})[0]).astype(np.float64)

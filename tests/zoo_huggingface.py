@@ -82,8 +82,8 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any], str, list[Site], str]] 
         _layers("model.layers.{}.mlp", "gated", "silu"), "submodule",
     ),
     "gemma3": (
-        "Gemma3ForCausalLM", "Gemma3TextConfig", dict(_LLAMA, sliding_window=8), "ids",
-        _layers("model.layers.{}.mlp", "gated", "gelu-tanh"), "submodule",
+        "Gemma3ForCausalLM", "Gemma3TextConfig", dict(_LLAMA, sliding_window=8, num_hidden_layers=1), "ids",
+        _layers("model.layers.{}.mlp", "gated", "gelu-tanh", 1), "submodule",
     ),
     "phi3": (
         "Phi3ForCausalLM", "Phi3Config", dict(_QWEN, eos_token_id=2), "ids",

@@ -54,20 +54,24 @@ def lines(screen: Screen) -> Show:
 
 @contextmanager
 def bars(stream: TextIO) -> Iterator[Show]:
-    """A bar for each task that is under way; all vanish at the end."""
+    """A bar for each task that is under way, from the first report on; all vanish at the end."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     tasks, ids = OpenTasks(), dict[str, TaskID]()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(file=stream)
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
+    progress = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
 
-        def show(task: str, done: int, total: int | None) -> None:
-            for ended in tasks.hear(task, done, total):
-                progress.remove_task(ids.pop(ended))
-            if task not in ids:
-                ids[task] = progress.add_task(task, total=total)
-            progress.update(ids[task], completed=done, total=total)
+    def show(task: str, done: int, total: int | None) -> None:
+        progress.start()
+        for ended in tasks.hear(task, done, total):
+            progress.remove_task(ids.pop(ended))
+        if task not in ids:
+            ids[task] = progress.add_task(task, total=total)
+        progress.update(ids[task], completed=done, total=total)
 
+    try:
         yield show
+    finally:
+        progress.stop()

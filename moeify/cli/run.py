@@ -22,10 +22,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     screen = Screen(json="--json" in arguments, verbose="--verbose" in arguments or "-v" in arguments)
+    signals: list[KeyboardInterrupt] = []
     try:
-        with _sigterm_raises():
+        with _signals_raise(signals):
             return _invoke(arguments)
-    except BaseException as error:
+    except BaseException as found:
+        # Others swallow it at times (torch, while it imports NumPy); what fails after that fails because of it.
+        error = signals[-1] if signals else found
         if BrokenPipeError in (type(error), type(error.__context__)):  # rich makes a SystemExit of it
             forget(screen.out)
             return 1
@@ -83,15 +86,19 @@ def _described(error: BaseException) -> tuple[str, int, str, str]:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise _TerminatedError
+def _signals_raise(caught: list[KeyboardInterrupt]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise, and are noted in `caught`."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        caught.append(KeyboardInterrupt() if number == signal.SIGINT else _TerminatedError())
+        raise caught[-1]
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

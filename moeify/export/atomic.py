@@ -82,15 +82,17 @@ def _whole(target: Path, force: bool, *, folder: bool) -> Iterator[Path]:
 def _scratch(target: Path) -> Iterator[Path]:
     """A hidden locked folder beside the target, removed in the end."""
     folder = target.parent / f".{target.name}{_PART}{secrets.token_hex(4)}"
-    folder.mkdir()
-    lock = os.open(folder, os.O_RDONLY)
-    try:
+    lock = None
+    try:  # from before the folder is there: an interrupt may come at any moment
+        folder.mkdir()
+        lock = os.open(folder, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX)
         folder.mkdir(exist_ok=True)  # another run may have taken it for a stale one before the lock was ours
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 def _remove_stale(target: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from moeify.errors import InputError, UsageError
 from moeify.frontend.example_inputs import example_inputs, needs_example
@@ -46,7 +47,7 @@ def load_model(
         path = Path(source).expanduser()
         loaded = _from_disk(path, sniff(path), factory, dtype)
     loaded.model.to(device).eval()
-    return replace(loaded, example=_example(loaded, example, device))
+    return replace(loaded, example=_in_dtype(_example(loaded, example, device), loaded.model))
 
 
 def _from_disk(path: Path, kind: Kind, factory: Factory | None, dtype: torch.dtype) -> LoadedModel:
@@ -103,3 +104,10 @@ def _example(loaded: LoadedModel, example: str | Path | Batch | None, device: st
         raise
     except Exception as error:  # configs of models that nobody foresaw
         raise needs_example(loaded.model) from error
+
+
+def _in_dtype(example: Batch, model: nn.Module) -> Batch:
+    """The example with its floats in the dtype of the model's weights: files hold float32 whatever --dtype says."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    cast: Batch = pytree.tree_map_only(torch.Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, example)
+    return cast

@@ -19,10 +19,10 @@ from moeify.ir.feed_forward import FeedForward, Rewrite, Weight
 def feed_forward(model: nn.Module, name: str, matches: Sequence[Match], rewrite: Rewrite) -> FeedForward:
     """The site; its handles read the live model."""
     first = matches[0]
-    up, gate, down = first.print.up, first.print.gate, first.cone.down
+    up, gate, down = first.fingerprint.up, first.fingerprint.gate, first.cone.down
     return FeedForward(
         path=name,
-        activation=first.print.activation,
+        activation=first.fingerprint.activation,
         hidden=up.projection.width_in,
         neurons=down.width_in,
         output=down.width_out,

@@ -23,15 +23,15 @@ class Match:
     """One call of an FFN: its cone, what it computes, its input and output."""
 
     cone: Cone
-    print: Fingerprint
+    fingerprint: Fingerprint
     x: fx.Node
     y: fx.Node
 
     @property
     def roles(self) -> dict[str, Projection]:
         """up, gate (where gated) and down; for a fused projection up and gate are the same."""
-        gate = {} if self.print.gate is None else {"gate": self.print.gate.projection}
-        return {"up": self.print.up.projection, **gate, "down": self.cone.down}
+        gate = {} if self.fingerprint.gate is None else {"gate": self.fingerprint.gate.projection}
+        return {"up": self.fingerprint.up.projection, **gate, "down": self.cone.down}
 
 
 def choose(matches: Sequence[Match], scopes: Scopes) -> Rewrite | str:
@@ -69,7 +69,7 @@ def _submodule(match: Match, scopes: Scopes, hidden_dropout: float) -> Rewrite |
 def _identity(match: Match, scopes: Scopes, hidden_dropout: float) -> Rewrite | None:
     """up, activation and down are modules with nothing between them: the first two become nn.Identity."""
     modules = _projection_modules(match, scopes)
-    if modules is None or match.print.gate is not None or hidden_dropout:
+    if modules is None or match.fingerprint.gate is not None or hidden_dropout:
         return None
     between = {node for node in match.cone.nodes if not (is_layout(node) and not _reshapes(node))}
     activation = _activation_module(between, match, scopes)
@@ -86,7 +86,7 @@ def _stash(match: Match, scopes: Scopes, hidden_dropout: float) -> Rewrite | Non
     if modules is None:
         return None
     steps = {node for node in match.cone.nodes if not is_layout(node)}
-    activation = None if match.print.gate is not None else _activation_module(steps, match, scopes)
+    activation = None if match.fingerprint.gate is not None else _activation_module(steps, match, scopes)
     down = modules.pop("down")
     extra = {} if activation is None else {"activation": activation}
     return Rewrite("stash", {**modules, **extra, "down": down}, hidden_dropout)

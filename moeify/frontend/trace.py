@@ -13,9 +13,10 @@ from moeify.errors import InputError
 from moeify.frontend.trace_check import check_example, check_other_shapes, run_eager
 from moeify.frontend.trace_compare import one_line
 from moeify.frontend.trace_export import exported
+from moeify.frontend.trace_lift import lifted_program
 from moeify.frontend.trace_shapes import without_ones
 from moeify.frontend.trace_state import tracing_state, watch_modules
-from moeify.frontend.traced import Traced, traced
+from moeify.frontend.traced import Traced
 from moeify.ir.model_graph import Batch
 
 __all__ = ["Traced", "trace"]
@@ -55,11 +56,11 @@ def _runnable(model: nn.Module, example: Batch) -> tuple[Batch, list[Any]]:
 
 def _traced(model: nn.Module, example: Batch) -> Traced:
     try:
-        return traced(exported(model, example, free=True), model, example)
+        return lifted_program(exported(model, example, free=True), model, example)
     except Exception as error:  # torch.export raises errors of many kinds; fixed sizes are tried next
         cause = one_line(error)
     try:
-        found = traced(exported(model, example, free=False), model, example)
+        found = lifted_program(exported(model, example, free=False), model, example)
     except Exception as error:
         raise InputError(f"torch.export cannot trace {type(model).__name__}: {one_line(error)}") from error
     return replace(found, dynamic=False, notes=(f"batch and sequence sizes are fixed: {cause}",))

@@ -9,14 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from moeify.errors import InputError
 from moeify.ir.model_graph import Batch
-
-_LIFTED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,52 +93,6 @@ def live_tensor(model: nn.Module, path: str) -> Tensor | None:
     except AttributeError:
         return None
     return value if isinstance(value, Tensor) else None
-
-
-def traced(program: ExportedProgram, model: nn.Module, example: Batch) -> Traced:
-    """The program without its weights. Writes to buffers that it returned beside the outputs are dropped."""
-    lifted: dict[str, str] = {}
-    constants: dict[str, Tensor] = {}
-    for spec in program.graph_signature.input_specs:
-        if spec.kind not in _LIFTED or spec.target is None:
-            continue
-        if live_tensor(model, spec.target) is not None:
-            lifted[spec.arg.name] = spec.target
-        else:
-            constants[spec.arg.name] = program.constants[spec.target]
-    specs = program.graph_signature.input_specs
-    graph = program.graph_module
-    _keep_user_outputs(graph, program)
-    return Traced(
-        graph=graph,
-        lifted=lifted,
-        constants=constants,
-        user_inputs=tuple(spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT),
-        keys=tuple(example) if isinstance(example, dict) else None,
-        batch_spec=pytree.tree_structure(example),
-        output_spec=program.call_spec.out_spec,
-    )
-
-
-def _keep_user_outputs(graph: fx.GraphModule, program: ExportedProgram) -> None:
-    output = graph.graph.output_node()
-    kinds = [spec.kind for spec in program.graph_signature.output_specs]
-    values = output.args[0]
-    assert isinstance(values, tuple | list)
-    output.args = (tuple(value for value, kind in zip(values, kinds, strict=True) if kind is OutputKind.USER_OUTPUT),)
-    _merge_sizes(graph.graph)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-
-
-def _merge_sizes(graph: fx.Graph) -> None:
-    """Every size is read where it is first known, so that no size hangs on a value that may be cut out."""
-    first: dict[str, fx.Node] = {}
-    for node in graph.nodes:
-        if str(node.target) == "aten.sym_size.int" and isinstance(node.meta.get("val"), torch.SymInt):
-            known = first.setdefault(str(node.meta["val"].node.expr), node)
-            if known is not node:
-                node.replace_all_uses_with(known)
 
 
 def _names(keys: Any) -> str:

@@ -39,8 +39,7 @@ class Recipe:
         seed, steps = data.get("seed", 0), data.get("pass", [])
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise UsageError(f"{where}: seed is {seed!r}: give a whole number from 0")
-        if not isinstance(steps, list) or not steps or not all(isinstance(s, dict) for s in steps):
-            raise UsageError(f"{where} has no [[pass]] tables: a recipe is a list of passes")
+        _check_steps(steps, where)
         return cls(str(data.get("name", where)), tuple(steps), str(data.get("description", "")), seed)
 
     def to_toml(self) -> str:
@@ -60,12 +59,18 @@ class Recipe:
 
         Raises UsageError where the recipe has no such pass. A value None takes the option out.
         """
+        if option in _NOT_OPTIONS:
+            raise UsageError(f"{pass_name}.{option} cannot be set: the passes of a recipe stand in its TOML file")
         names = list(_names(self.passes))
         if pass_name not in names:
             raise UsageError(
                 f"recipe {self.name!r} has no pass {pass_name!r} to set {option} of: {did_you_mean(pass_name, names)}"
             )
         return replace(self, passes=tuple(_set(step, pass_name, option, value) for step in self.passes))
+
+
+#: Keys of a pass's table that say which passes there are, not how they work.
+_NOT_OPTIONS = frozenset({"name", "pass", "passes"})
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -102,14 +107,25 @@ def parse_setting(text: str) -> tuple[str, str, Any]:
         return name, option, value.strip()
 
 
+def _check_steps(steps: Any, where: str) -> None:
+    if not isinstance(steps, list) or not steps or not all(isinstance(step, dict) for step in steps):
+        raise UsageError(f"{where} has no [[pass]] tables: a recipe is a list of passes")
+    for step in steps:
+        if not isinstance(step.get("name"), str):
+            raise UsageError(f"{where}: a [[pass]] table has no name: {step}")
+        if "passes" in step:
+            raise UsageError(f"{where}: {step['name']} has no option 'passes': give it [[pass.pass]] tables")
+        if "pass" in step:
+            _check_steps(step["pass"], f"{where}: {step['name']}")
+
+
 def _build(step: Mapping[str, Any], registry: Registry) -> Any:
-    options = {k: v for k, v in step.items() if k not in ("name", "pass")}
+    options = {k: v for k, v in step.items() if k not in _NOT_OPTIONS}
     kind = find_pass(registry, str(step.get("name", "")))
     if kind is EachLayer:
-        inner = step.get("pass", [])
-        if not isinstance(inner, list) or not inner:
+        if not step.get("pass"):
             raise UsageError("each-layer has no passes: give it [[pass.pass]] tables")
-        options["passes"] = tuple(_build(s, registry) for s in inner)
+        options["passes"] = tuple(_build(s, registry) for s in step["pass"])
     elif "pass" in step:
         raise UsageError(f"{kind.name} holds no other passes: only each-layer does")
     return from_options(kind, options, kind.name)

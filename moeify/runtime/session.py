@@ -29,8 +29,7 @@ def session(
         import onnxruntime
     except ImportError as error:
         raise MissingExtraError("onnxruntime", "onnx", "running an ONNX file") from error
-    path = Path(path).absolute()
-    _check(path)
+    path = model_file(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # its warnings are about its own optimisations
     if threads is not None:
@@ -51,10 +50,13 @@ def session(
     return built
 
 
-def _check(path: Path) -> None:
+def model_file(path: str | Path) -> Path:
+    """The absolute path of a file that may be an ONNX model. Raises InputError where it is missing, a folder, or empty."""
+    path = Path(path).absolute()
     if path.is_dir():
         raise InputError(f"{path}: is a folder, not an ONNX file; name the .onnx file in it")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: is empty; export it again")
+    return path

@@ -122,15 +122,28 @@ def test_a_replaced_folder_is_as_it_was_when_the_replacing_fails(
     assert (tmp_path / "old-folder" / "precious.txt").read_text("utf-8") == "keep me"
 
 
-def test_sigterm_ends_a_run_as_ctrl_c_does(moeify: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def terminated(*args: Any, **kwargs: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [(signal.SIGINT, 130, "moeify: interrupted\n"), (signal.SIGTERM, 143, "moeify: terminated\n")],
+    ids=["SIGINT", "SIGTERM"],
+)
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_a_signal_ends_a_run_even_where_someone_swallows_it(
+    number: signal.Signals, code: int, line: str, swallowed: bool, moeify: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signalled(*args: Any, **kwargs: Any) -> Any:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            if not swallowed:
+                raise
+        raise AttributeError("what was to be imported is not there")
 
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(api, "convert", terminated)
-    assert moeify(CONVERT) == Outcome(143, "", "moeify: terminated\n")
-    assert signal.getsignal(signal.SIGTERM) is before
+    before = signal.getsignal(number)
+    monkeypatch.setattr(api, "convert", signalled)
+    assert moeify(CONVERT) == Outcome(code, "", line)
+    assert signal.getsignal(number) is before
 
 
 def test_a_result_that_cannot_be_printed_is_said(moeify: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,9 +57,9 @@ def read_node(node: ir.Node) -> MoENode:
     )
     k = _values(given, "k", node)
     return MoENode(
-        name=(up.name or "").removesuffix(".up") or node.name or "",
-        hidden=int(up.shape[1]),
-        output=int(down.shape[1]),
+        name=up.name.removesuffix(".up") if (up.name or "").endswith(".up") else node.name or OPERATOR,
+        hidden=up.shape.numpy()[1],
+        output=down.shape.numpy()[1],
         offsets=tuple(int(o) for o in offsets),
         shape=shape,
         k=None if k is None else int(k),

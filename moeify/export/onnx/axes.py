@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def name_axes(model: ir.Model, interface: Interface, fixed: Mapping[str, int]) -> None:
     """Renames the free axes of inputs, outputs and every value between. Changes the model.
 
-    fixed: symbols that take one size only. Axes of one traced size count as one: the first axis of all inputs is the batch, the next free size the sequence.
+    fixed: symbols that take one size only. Axes of one traced size count as one: the first axis of all inputs is the batch,
+    the next free size the sequence.
     """
     import onnx_ir as ir
 

@@ -45,4 +45,4 @@ def _row_distances(want: Array, got: Array) -> Array:
     with np.errstate(invalid="ignore"):
         difference = np.where(want == got, 0.0, np.abs(want - got))
     difference = np.where(np.isnan(want) & np.isnan(got), 0.0, np.nan_to_num(difference, nan=np.inf))
-    return difference.max(axis=-1, initial=0.0) / scale
+    return np.asarray(difference.max(axis=-1, initial=0.0) / scale)

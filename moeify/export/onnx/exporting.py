@@ -57,8 +57,8 @@ def export_onnx(model: nn.Module, example: Batch, output: Path, *, force: bool =
 def _check(model: nn.Module, opset: int) -> None:
     try:
         import onnx
-        import onnx_ir
-        import onnxruntime
+        import onnx_ir  # noqa: F401 - is asked for in time: the export takes minutes
+        import onnxruntime  # noqa: F401 - verifies the file
         import onnxscript  # noqa: F401 - torch.onnx.export needs it
     except ImportError as error:
         raise MissingExtraError(error.name or "onnx", "onnx", "ONNX export") from error

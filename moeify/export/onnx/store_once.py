@@ -58,6 +58,6 @@ def _transposed(model: ir.Model, value: ir.Value) -> ir.Value:
 
     node = ir.node("Transpose", [value], {"perm": [1, 0]})
     node.outputs[0].name = f"{value.name}.transposed"
-    node.outputs[0].dtype = value.dtype
+    node.outputs[0].type = value.type
     model.graph.insert_before(model.graph[0], node)
     return node.outputs[0]

@@ -20,18 +20,38 @@ from moeify.export.onnx.translation import translation_table
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+Axes = tuple[dict[int, Any], ...]
+
 
 def trace(interface: Interface, opset: int) -> ir.Model:
     """Raises ConversionError where torch.onnx.export cannot translate the model."""
-    free = tuple(_free_axes(name, tensor) for name, tensor in zip(interface.inputs, interface.example))
+    program = (
+        _decoder_program(interface, opset) if interface.cache_layers else _program(interface, _free_axes(interface), opset)
+    )
+    store_once(program.model)
+    _drop_prefix(program.model)
+    name_axes(program.model, interface, _fixed(program))
+    model: ir.Model = program.model
+    return model
+
+
+def _decoder_program(interface: Interface, opset: int) -> Any:
+    """One symbol for all batches and one for all cache lengths makes smaller graphs, but more demands on the model."""
+    try:
+        return _program(interface, _shared_axes(interface), opset)
+    except ConversionError:
+        return _program(interface, _free_axes(interface), opset)
+
+
+def _program(interface: Interface, axes: Axes, opset: int) -> Any:
     with _quiet():
         try:
-            program = torch.onnx.export(
+            return torch.onnx.export(
                 interface.module,
                 interface.example,
                 input_names=list(interface.inputs),
                 output_names=list(interface.outputs),
-                dynamic_shapes=(free,),
+                dynamic_shapes=(axes,),
                 opset_version=opset,
                 custom_translation_table=translation_table(),
                 dynamo=True,
@@ -39,29 +59,33 @@ def trace(interface: Interface, opset: int) -> ir.Model:
             )
         except Exception as error:  # the exporter wraps whatever happens in private classes
             raise ConversionError(f"torch.onnx.export cannot translate the model: {_root(error)}") from error
-    assert program is not None
-    store_once(program.model)
-    _drop_prefix(program.model)
-    name_axes(program.model, interface, _fixed(program))
-    return program.model
 
 
-def _free_axes(name: str, tensor: Tensor) -> dict[int, Any]:
+def _free_axes(interface: Interface) -> Axes:
     """Batch and sequence; all axes of integers, of images the batch. AUTO: an axis that the model fixes becomes fixed."""
-    if name.startswith("past_key_values."):
-        axes = [0, 2]
-    elif tensor.is_floating_point():
-        axes = [0] if tensor.ndim > 3 else list(range(min(2, tensor.ndim - 1)))
-    else:
-        axes = list(range(tensor.ndim))
-    return dict.fromkeys(axes, torch.export.Dim.AUTO)
+
+    def free(name: str, tensor: Tensor) -> range | tuple[int, ...]:
+        if name.startswith("past_key_values."):
+            return (0, 2)
+        if tensor.is_floating_point():
+            return range(1 if tensor.ndim > 3 else min(2, tensor.ndim - 1))
+        return range(tensor.ndim)
+
+    pairs = zip(interface.inputs, interface.example)
+    return tuple(dict.fromkeys(free(name, tensor), torch.export.Dim.AUTO) for name, tensor in pairs)
+
+
+def _shared_axes(interface: Interface) -> Axes:
+    batch, past, free = torch.export.Dim("batch", min=1), torch.export.Dim("past", min=1), torch.export.Dim.AUTO
+    cached = (name.startswith("past_key_values.") for name in interface.inputs)
+    return tuple({0: batch, 2: past} if cache else {0: batch, 1: free} for cache in cached)
 
 
 def _drop_prefix(model: ir.Model) -> None:
+    """Initializers are named as the model's own parameters."""
     for name in list(model.graph.initializers):
         if name.startswith(f"{HELD}."):
-            value = model.graph.initializers[name]
-            value.name = name.removeprefix(f"{HELD}.")
+            model.graph.initializers[name].name = name.removeprefix(f"{HELD}.")
 
 
 def _fixed(program: Any) -> dict[str, int]:

@@ -34,7 +34,7 @@ def verify(path: Path, model: nn.Module, interface: Interface, layers: tuple[MoE
         f"{layer.name}.k": np.array(layer.shape.experts) for layer in layers if layer.k not in (None, layer.shape.experts)
     }
     choosing = bool(raised) or any("threshold" in layer.shape.present for layer in layers)
-    checks = []
+    checks: list[Check] = []
     if raised:
         with all_experts_on(model):
             checks += _run(path, model, interface, dtype, raised, choosing, "all experts on, ")

@@ -17,8 +17,11 @@ from moeify.pipeline.context import PassContext
 
 @dataclass(frozen=True)
 class AverageKey:
-    """score_e(x) = mean over the expert's neurons of key_i . x + key bias_i; the key is the gate row of a gated FFN, else the
-    up row. In training the layer computes it anew from the current weights."""
+    """Scores an expert by its mean key.
+
+    score_e(x) = mean over the expert's neurons of key_i . x + key bias_i; the key is the gate row of a gated FFN, else the up
+    row. In training the layer computes it anew from the current weights.
+    """
 
     kind: ClassVar[str] = "average-key"
     needs: ClassVar[tuple[type[Fact], ...]] = ()

@@ -23,7 +23,9 @@ from moeify_passes.routers.mlp_fit import MlpShape, fit_mlp
 
 @dataclass(frozen=True)
 class NormRegression:
-    """score_e(x) predicts the L2 norm of the expert's output E_e(x), fitted on the calibration sample.
+    """Predicts how much each expert would add.
+
+    score_e(x) is fitted to the L2 norm of the expert's output E_e(x) on the calibration sample.
 
     width: None or 0 is linear least squares with a bias, in closed form; else the hidden units of a small MLP (128 in the
     paper; unlike the paper's it has biases). target: the "norm" of the output, or that of the neuron outputs h ("neurons",
