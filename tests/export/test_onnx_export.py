@@ -1,74 +1,34 @@
-"""export_onnx on small modules: names, axes, what is refused, what is left behind."""
+"""export_onnx on small modules: names, axes, numbers, what is left as it was."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from moeify.errors import ConversionError, InputError, MoeifyError, OutputError, UsageError
-from moeify.export.onnx import attach, exporting
-from moeify.export.onnx.body import moe_function
+from moeify.errors import InputError
+from moeify.export.onnx import exporting
 from moeify.export.onnx.body_shape import BodyShape
 from moeify.export.onnx.exporting import export_onnx
 from moeify.export.onnx.inspecting import onnx_layers
-from moeify.export.onnx.report import Port
-from moeify.ir.moe_config import MoEConfig, RouterConfig
+from moeify.export.onnx.report import OnnxReport, Port
 from moeify.layers.moe_layer import MoELayer
 from moeify.runtime.session import session
-
-HIDDEN = 8
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def moe_layer(top_k: int | None = 2, **options: Any) -> MoELayer:
-    """Four experts of 2 to 5 rows, a linear router."""
-    config = MoEConfig(HIDDEN, HIDDEN, "gelu", True, (3, 5, 8, 12, 17), RouterConfig("linear"), top_k=top_k, **options)
-    layer = MoELayer(config)
-    with torch.no_grad():
-        for seed, parameter in enumerate(layer.parameters()):
-            parameter.copy_(normal(*parameter.shape, seed=seed))
-    return layer.eval()
-
-
-class Block(nn.Module):
-    """Two inputs, two outputs, a dense and an MoE part; [batch, tokens, hidden]."""
-
-    def __init__(self, moe: nn.Module) -> None:
-        super().__init__()
-        self.first = nn.Linear(HIDDEN, HIDDEN)
-        self.second = nn.Linear(HIDDEN, HIDDEN)
-        self.second.weight = self.first.weight
-        self.moe = moe
-
-    def forward(self, x: Tensor, scale: Tensor) -> dict[str, Tensor]:
-        hidden = self.first(x) * scale
-        return {"y": x + self.moe(self.second(hidden)), "hidden": hidden}
-
-
-def inputs(batch: int = 2, tokens: int = 5) -> dict[str, Tensor]:
-    return {"x": normal(batch, tokens, HIDDEN, seed=7), "scale": normal(batch, tokens, 1, seed=8)}
+from onnx_blocks import HIDDEN, Block, inputs, moe_layer, normal
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Block, Path, exporting.OnnxReport]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Block, Path, OnnxReport]:
     model = Block(moe_layer(gate_rule="softmax", normalize=True, idle=True))
     path = tmp_path_factory.mktemp("onnx") / "block.onnx"
     return model, path, export_onnx(model, inputs(), path)
 
 
-def test_report(exported: tuple[Block, Path, exporting.OnnxReport]) -> None:
+def test_report(exported: tuple[Block, Path, OnnxReport]) -> None:
     _, path, report = exported
     assert report.inputs == (
         Port("x", "float", ("batch", "sequence", HIDDEN)),
@@ -91,7 +51,7 @@ def test_report(exported: tuple[Block, Path, exporting.OnnxReport]) -> None:
     assert report.to_json()["inputs"][0] == {"name": "x", "dtype": "float", "dims": ("batch", "sequence", 8)}
 
 
-def test_the_file_gives_what_the_model_gives_at_any_size(exported: tuple[Block, Path, exporting.OnnxReport]) -> None:
+def test_the_file_gives_what_the_model_gives_at_any_size(exported: tuple[Block, Path, OnnxReport]) -> None:
     model, path, _ = exported
     runtime = session(path, threads=1)
     for batch, tokens in ((1, 1), (4, 2), (1, 33), (0, 3)):
@@ -103,7 +63,7 @@ def test_the_file_gives_what_the_model_gives_at_any_size(exported: tuple[Block, 
         np.testing.assert_allclose(hidden, want["hidden"].numpy(), atol=1e-5)
 
 
-def test_weights_are_stored_once_and_the_file_is_sound(exported: tuple[Block, Path, exporting.OnnxReport]) -> None:
+def test_weights_are_stored_once_and_the_file_is_sound(exported: tuple[Block, Path, OnnxReport]) -> None:
     _, path, _ = exported
     model = onnx.load(path)
     onnx.checker.check_model(model)
@@ -114,7 +74,7 @@ def test_weights_are_stored_once_and_the_file_is_sound(exported: tuple[Block, Pa
     assert [function.name for function in model.functions] == ["MoE"]
 
 
-def test_inspection(exported: tuple[Block, Path, exporting.OnnxReport]) -> None:
+def test_inspection(exported: tuple[Block, Path, OnnxReport]) -> None:
     _, path, _ = exported
     (layer,) = onnx_layers(path)
     assert (layer.name, layer.hidden, layer.output, layer.k) == ("moe", HIDDEN, HIDDEN, 2)
@@ -123,7 +83,7 @@ def test_inspection(exported: tuple[Block, Path, exporting.OnnxReport]) -> None:
     assert layer.shape.gated
 
 
-def test_k_can_be_set(exported: tuple[Block, Path, exporting.OnnxReport]) -> None:
+def test_k_can_be_set(exported: tuple[Block, Path, OnnxReport]) -> None:
     model, path, _ = exported
     runtime = session(path, threads=1, replace={"moe.k": np.array(3)})
     model.moe.top_k = 3
@@ -187,85 +147,3 @@ def test_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "m.onnx.data").unlink()
     with pytest.raises(InputError, match=r"m\.onnx: ONNX Runtime cannot load it: "):
         session(path)
-
-
-def _wrong_body(shape: BodyShape, opset: int) -> ir.Function:
-    function = moe_function(replace(shape, activation="relu"), opset)
-    function.overload = shape.overload
-    return function
-
-
-def _wrong_choice(shape: BodyShape, opset: int) -> ir.Function:
-    """Right with all experts on: only the choice is that of other experts."""
-    function = moe_function(shape, opset)
-    for node in function:
-        if node.op_type == "TopK":
-            node.attributes["largest"] = ir.AttrInt64("largest", 0)
-    return function
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        (_wrong_body, r"all experts on, the example: ONNX Runtime is .* of the largest value away from the model, more than"),
-        (_wrong_choice, r"the example: ONNX Runtime is .* of the largest value away from the model, more than 1e-04; nothing"),
-    ],
-    ids=["wrong activation", "wrong choice"],
-)
-def test_a_file_that_computes_something_else_is_not_kept(
-    body: Callable[[BodyShape, int], ir.Function], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attach, "moe_function", body)
-    with pytest.raises(ConversionError, match=message):
-        export_onnx(moe_layer(), (normal(16, HIDDEN),), tmp_path / "m.onnx")
-    assert list(tmp_path.iterdir()) == []
-
-
-class NoTensor(nn.Module):
-    def forward(self, x: Tensor) -> str:
-        return "nothing"
-
-
-class Branching(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x if x.sum() > 0 else -x
-
-
-FAULTS: list[tuple[str, nn.Module, Any, dict[str, Any], type[MoeifyError], str]] = [
-    ("old opset", nn.Linear(2, 2), (normal(2, 2),), {"opset": 13}, UsageError, "opset is 13: choose from 20 to "),
-    ("no tensor goes in", nn.Linear(2, 2), {}, {}, UsageError, "the example inputs hold no tensor"),
-    ("too many inputs", nn.Linear(2, 2), (normal(2, 2), 1), {}, UsageError, "the example inputs do not fit Linear.forward: "),
-    ("no tensor comes out", NoTensor(), (normal(2, 2),), {}, ConversionError, "the output of NoTensor holds no tensor"),
-    ("a branch on data", Branching(), (normal(2, 2),), {}, ConversionError, "torch.onnx.export cannot translate the model: "),
-    (
-        "bfloat16",
-        nn.Linear(2, 2).bfloat16(),
-        (normal(2, 2).bfloat16(),),
-        {},
-        ConversionError,
-        "ONNX Runtime's CPU cannot run a model in bfloat16; convert it first: model.float()",
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("model", "example", "options", "error", "message"), [fault[1:] for fault in FAULTS], ids=[fault[0] for fault in FAULTS]
-)
-def test_faults(
-    model: nn.Module, example: Any, options: dict[str, Any], error: type[MoeifyError], message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(error) as caught:
-        export_onnx(model, example, tmp_path / "m.onnx", **options)
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_existing_file_is_replaced_only_when_forced(tmp_path: Path) -> None:
-    path = tmp_path / "m.onnx"
-    path.write_text("mine")
-    with pytest.raises(OutputError, match="exists already"):
-        export_onnx(moe_layer(), (normal(6, HIDDEN),), path)
-    assert path.read_text() == "mine"
-    export_onnx(moe_layer(), (normal(6, HIDDEN),), path, force=True)
-    assert onnx_layers(path)[0].sizes == (2, 3, 4, 5)

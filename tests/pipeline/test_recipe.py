@@ -76,7 +76,7 @@ def test_a_text_that_is_no_recipe_is_refused(caption: str, text: str, message: s
         ("an unknown pass", '[[pass]]\nname = "fid-things"', "unknown pass 'fid-things': did you mean 'find-things'?"),
         (
             "a pass without a name", "[[pass]]\ngroups = 3",
-            "unknown pass '': known: each-layer, find-things, group-things, split-things",
+            "r.toml: a [[pass]] table has no name: {'groups': 3}",
         ),
         (
             "an unknown option", '[[pass]]\nname = "find-things"\nlayer = "x"',

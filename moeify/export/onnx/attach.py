@@ -56,8 +56,9 @@ def read_node(node: ir.Node) -> MoENode:
         present=frozenset(given) & frozenset(OPTIONAL),
     )
     k = _values(given, "k", node)
+    weight = up.name or ""
     return MoENode(
-        name=up.name.removesuffix(".up") if (up.name or "").endswith(".up") else node.name or OPERATOR,
+        name=weight.removesuffix(".up") if weight.endswith(".up") else node.name or OPERATOR,
         hidden=up.shape.numpy()[1],
         output=down.shape.numpy()[1],
         offsets=tuple(int(o) for o in offsets),

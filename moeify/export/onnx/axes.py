@@ -32,7 +32,8 @@ def name_axes(model: ir.Model, interface: Interface, fixed: Mapping[str, int]) -
         text = dim.value if isinstance(dim, ir.SymbolicDim) else None
         if text is None or text in fixed:
             return dim if text is None else fixed[text]
-        return re.sub(r"[A-Za-z_]\w*", lambda word: names.get(word[0], word[0]), text)
+        text = re.sub(r"[A-Za-z_]\w*", lambda word: names.get(word[0], word[0]), text)
+        return " + ".join(sorted(text.split(" + "))) if re.fullmatch(r"\w+( \+ \w+)*", text) else text
 
     nodes = (output for node in model.graph for output in node.outputs)
     for value in (*model.graph.inputs, *nodes):

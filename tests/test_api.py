@@ -1,0 +1,171 @@
+"""The Python API from end to end on tiny models: convert, load, plan, inspect, evaluate."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+import moeify
+from converted import distance, main_output, opened
+from moeify.api import registry
+from moeify.errors import InputError, MissingExtraError, UsageError
+from moeify.layers.budget import moe_layers
+from moeify.pipeline.configure import configure
+from moeify.pipeline.plan import foresee
+from moeify.pipeline.recipe import presets
+from zoo import ZOO, Zoo, ids
+
+SMALL = {"experts": 4, "settings": {"calibrate.tokens": 64}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny Llama on disk."""
+    ZOO["llama"]().model.save_pretrained(tmp_path / "llama")  # type: ignore[operator]  # a transformers model
+    return tmp_path / "llama"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Token ids, [12, 16], as a tensor file."""
+    torch.save({"input_ids": ids(12, 16)}, tmp_path / "ids.pt")
+    return tmp_path / "ids.pt"
+
+
+def run(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return main_output(model(input_ids=ids()))
+
+
+@pytest.mark.parametrize("recipe", sorted(presets()))
+def test_every_recipe_converts_and_its_folder_gives_the_same_model(
+    recipe: str, folder: Path, data: Path, tmp_path: Path
+) -> None:
+    done = moeify.convert(folder, tmp_path / "out", recipe=recipe, top_k=2, calibrate=data, experts=4)
+    assert done.folder == tmp_path / "out"
+    assert torch.equal(run(moeify.load(tmp_path / "out")), run(done.model))
+    assert [layer.top_k for layer in done.report.layers] == [2, 2]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["active_fraction"] == pytest.approx(done.report.active_fraction)
+
+
+def test_the_recipe_in_the_folder_makes_the_same_bytes_again(folder: Path, data: Path, tmp_path: Path) -> None:
+    moeify.convert(folder, tmp_path / "one", recipe="markers", experts=4, top_k=2, calibrate=data, seed=7)
+    moeify.convert(folder, tmp_path / "two", recipe=tmp_path / "one" / "recipe.toml", calibrate=data)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert Path("moeify.safetensors") in files
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_another_seed_makes_other_experts(folder: Path) -> None:
+    first, second = (moeify.convert(folder, recipe="random", experts=4, top_k=4, seed=seed).model for seed in (0, 1))
+    assert not torch.equal(first.get_parameter("model.layers.0.mlp.up"), second.get_parameter("model.layers.0.mlp.up"))
+    assert distance(run(first), run(second)) < 1e-5
+
+
+def test_without_data_it_says_so(folder: Path) -> None:
+    done = moeify.convert(folder, experts=4, top_k=4)
+    assert any("no calibration data" in note for note in done.report.notes)
+    assert "converted" in str(done.report)
+
+
+def test_a_module_in_memory_is_rewritten_in_place() -> None:
+    zoo = ZOO["residual-stack"]()
+    expected = zoo.run()
+    done = moeify.convert(zoo.model, example=zoo.example, experts=4, top_k=4)
+    assert done.model is zoo.model
+    assert len(moe_layers(zoo.model)) == 2
+    assert distance(zoo.run(), expected) < 1e-5
+
+
+def test_layers_leaves_the_others_dense(folder: Path) -> None:
+    done = moeify.convert(folder, experts=4, layers="last-half")
+    assert [layer.path for layer in done.report.layers] == ["model.layers.1.mlp"]
+
+
+def test_bfloat16(folder: Path, tmp_path: Path) -> None:
+    done = moeify.convert(folder, tmp_path / "out", experts=4, top_k=4, dtype="bf16")
+    again = moeify.load(tmp_path / "out")
+    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+    assert torch.equal(run(again), run(done.model))
+
+
+def test_a_dry_run_foresees_what_a_conversion_does(folder: Path, data: Path) -> None:
+    for recipe in presets():
+        options: dict[str, Any] = {"recipe": recipe, "calibrate": data, "experts": 4, "active": 0.8}
+        plan = moeify.api.plan(folder, **options)
+        done = moeify.convert(folder, **options)
+        assert [(layer.path, layer.top_k, layer.active_fraction, layer.parameters_after) for layer in plan.layers] == [
+            (layer.path, layer.top_k, layer.active_fraction, layer.parameters_after) for layer in done.report.layers
+        ]
+        assert plan.active_fraction == pytest.approx(done.report.active_fraction)
+        assert plan.peak_memory > 0
+
+
+@hypothesis_settings(max_examples=12, deadline=None)
+@given(st.integers(1, 6), st.integers(0, 2), st.sampled_from(["llama", "gpt2"]))
+def test_foreseen_shapes_are_the_shapes_that_come_out(experts: int, shared: int, name: str) -> None:
+    zoo, graph = opened(name)
+    plan = configure(settings={"cluster-neurons.experts": experts, "cluster-neurons.shared_experts": shared})
+    plan = plan.set("cluster-neurons", "unequal", True).set("cluster-neurons", "by", "activation-markers")
+    pipeline = plan.build(registry())
+    graph.sites = graph.host.find()[0]
+    foreseen = {site.path: foresee(pipeline.passes, site) for site in graph.sites}
+    pipeline.run(graph, [zoo.example])
+    assert graph.spliced == foreseen
+
+
+def test_inspect_a_dense_model_and_a_converted_one(folder: Path, tmp_path: Path) -> None:
+    dense = moeify.inspect(folder)
+    assert dense.kind == "dense"
+    assert [row["path"] for row in dense.rows] == ["model.layers.0.mlp", "model.layers.1.mlp"]
+    moeify.convert(folder, tmp_path / "out", experts=4, top_k=2)
+    found = moeify.inspect(tmp_path / "out")
+    assert found.kind == "converted"
+    assert [(row["experts"], row["sizes"], row["top_k"], row["rewrite"]) for row in found.rows] == [
+        (4, "12", 2, "submodule")
+    ] * 2
+
+
+def test_evaluate_with_nulls(folder: Path, data: Path, tmp_path: Path) -> None:
+    moeify.convert(folder, tmp_path / "out", experts=4, top_k=2)
+    found = moeify.evaluate(tmp_path / "out", data, dense=folder, nulls=True)
+    perplexity = {score.name: score.perplexity.value for score in found.scores if score.perplexity is not None}
+    assert list(perplexity)[:2] == ["dense", "converted"]
+    assert len(perplexity) == 6
+    equal = [name for name, value in perplexity.items() if value == pytest.approx(perplexity["dense"], rel=1e-5)]
+    assert len(equal) == 2  # the dense model, and all experts on
+
+
+def test_a_model_without_feed_forward_networks_is_refused() -> None:
+    with pytest.raises(InputError, match="no feed-forward network"):
+        moeify.convert(torch.nn.Sequential(torch.nn.Linear(4, 4)), example=(torch.randn(2, 4),))
+
+
+def test_a_setting_that_is_no_option_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"cluster-neurons has no option 'expert': did you mean 'experts'"):
+        configure(settings={"cluster-neurons.expert": 3}).build(registry())
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [("transformers", "hf"), ("onnxruntime", "onnx"), ("onnxscript", "onnx")],
+)
+def test_an_absent_package_is_named_with_its_extra(
+    package: str, extra: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo: Zoo = ZOO["residual-stack"]()
+    source, example = (folder, None) if extra == "hf" else (zoo.model, zoo.example)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"needs the package {package}: run pip install 'moeify\[{extra}\]'"):
+        moeify.convert(source, tmp_path / "out", example=example, experts=4, export=("torch", "onnx"))
+    assert not (tmp_path / "out").exists()
