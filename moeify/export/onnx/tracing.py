@@ -14,6 +14,7 @@ from torch import Tensor
 from moeify.errors import ConversionError
 from moeify.export.onnx.axes import name_axes
 from moeify.export.onnx.interface import HELD, Interface
+from moeify.export.onnx.simplify import simplify
 from moeify.export.onnx.store_once import store_once
 from moeify.export.onnx.translation import translation_table
 
@@ -28,6 +29,7 @@ def trace(interface: Interface, opset: int) -> ir.Model:
     program = (
         _decoder_program(interface, opset) if interface.cache_layers else _program(interface, _free_axes(interface), opset)
     )
+    simplify(program.model)
     store_once(program.model)
     _drop_prefix(program.model)
     name_axes(program.model, interface, _fixed(program))
@@ -56,6 +58,7 @@ def _program(interface: Interface, axes: Axes, opset: int) -> Any:
                 custom_translation_table=translation_table(),
                 dynamo=True,
                 verbose=False,
+                optimize=False,
             )
         except Exception as error:  # the exporter wraps whatever happens in private classes
             raise ConversionError(f"torch.onnx.export cannot translate the model: {_root(error)}") from error
