@@ -1,0 +1,23 @@
+"""The one place where everything meets: load, trace, run a pipeline, splice, save, evaluate, export."""
+
+from moeify.api.afterwards import evaluate, export
+from moeify.api.conversion import Conversion, convert, plan, registry
+from moeify.api.inspecting import inspect
+from moeify.api.models import load, open_model, save
+from moeify.pipeline.inspection import Inspection
+from moeify.pipeline.plan import Plan
+
+__all__ = [
+    "Conversion",
+    "Inspection",
+    "Plan",
+    "convert",
+    "evaluate",
+    "export",
+    "inspect",
+    "load",
+    "open_model",
+    "plan",
+    "registry",
+    "save",
+]

@@ -1,0 +1,75 @@
+"""What comes after a conversion: measure the model, write it as ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moeify.api.arguments import Data, Example, Factory, Source, device_of, example_of, open_batches
+from moeify.errors import UsageError
+from moeify.pipeline.context import Progress, no_progress
+
+if TYPE_CHECKING:
+    from moeify.export.onnx.report import OnnxReport
+    from moeify.measure.evaluation import Evaluation
+
+
+def evaluate(
+    folder: str | Path,
+    data: Data,
+    *,
+    dense: Source | None = None,
+    nulls: bool = False,
+    tokens: int | None = None,
+    factory: Factory | None = None,
+    example: Example | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Measures a converted model on data: perplexity, distance from the dense model, active fraction, load of the experts.
+
+    dense: the model before conversion, for what compares with it. nulls: adds all experts on, oracle routing, random
+    partition and a static mask. tokens: stop early. Raises InputError for what cannot be read.
+    """
+    from moeify.export.folder import load_folder
+    from moeify.frontend.load_model import load_model
+    from moeify.measure.evaluate import evaluate_model
+
+    found = load_folder(Path(folder), factory=factory, device=device_of(device))
+    batch = example_of(found.model, found.tokenizer, example)
+    before = None
+    if dense is not None:
+        again = factory if found.manifest.source.kind == "state-dict" else None
+        loaded = load_model(dense, factory=again, example=batch, dtype=found.manifest.dtype, device=device)
+        before = loaded.model
+    batches = open_batches(data, found.model, found.tokenizer, batch, tokens)
+    return evaluate_model(
+        found.model, batches, dense=before, tokenizer=found.tokenizer, nulls=nulls, seed=seed, progress=progress
+    )
+
+
+def export(
+    folder: str | Path,
+    output: str | Path,
+    *,
+    to: str = "onnx",
+    factory: Factory | None = None,
+    example: Example | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> OnnxReport:
+    """Writes a converted model as an ONNX file that stock ONNX Runtime runs; it is compared with the eager model first.
+
+    Raises UsageError for another format than onnx, InputError, ConversionError and OutputError as their words say.
+    """
+    if to != "onnx":
+        raise UsageError(f"cannot export to {to!r}: known is onnx")
+    from moeify.export.atomic import check_target
+    from moeify.export.folder import load_folder
+    from moeify.export.onnx.exporting import export_onnx
+
+    check_target(Path(output), force=force)
+    found = load_folder(Path(folder), factory=factory)
+    progress("exporting ONNX", 0, None)
+    return export_onnx(found.model, example_of(found.model, found.tokenizer, example), Path(output), force=force)

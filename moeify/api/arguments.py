@@ -1,0 +1,72 @@
+"""What the functions of the API take, and the checks that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moeify.errors import UsageError
+from moeify.ir.model_graph import Batch
+
+#: A model: a path (Hugging Face folder, GGUF file, state_dict with a factory), or a module in memory.
+Source = str | Path | nn.Module
+
+#: A callable without arguments that returns the module, or its name `pkg.mod:callable`.
+Factory = str | Callable[[], nn.Module]
+
+#: Model inputs, a file of them, or `pkg.mod:callable`.
+Example = str | Path | Batch
+
+#: Calibration or evaluation data: a file, `pkg.mod:callable`, or batches in memory.
+Data = str | Path | Callable[[], Iterable[Batch]] | Iterable[Batch]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+EXPORTS = ("torch", "onnx")
+
+
+def open_batches(source: Data, model: nn.Module, tokenizer: Any, example: Batch, tokens: int | None) -> Iterable[Batch]:
+    """Data in the form of the example, re-iterable. Raises InputError for what does not fit the model."""
+    from moeify.data.open_data import open_data
+    from moeify.measure.outputs import vocabulary_of
+
+    return open_data(source, tokenizer=tokenizer, example=example, tokens=tokens, vocabulary=vocabulary_of(model))
+
+
+def example_of(model: nn.Module, tokenizer: Any, example: Example | None) -> Batch:
+    """One batch for the model: the one given, or one that its config tells. Raises InputError where there is neither."""
+    from moeify.frontend.example_inputs import example_inputs
+    from moeify.frontend.load_example import read_example
+
+    device = str(next(model.parameters()).device)
+    return example_inputs(model, tokenizer) if example is None else read_example(example, device)
+
+
+def check_exports(export: Sequence[str], output: str | Path | None) -> None:
+    """Raises UsageError for an unknown export, or for one that has no folder to go to."""
+    for name in export:
+        if name not in EXPORTS:
+            raise UsageError(f"unknown export {name!r}: known are {', '.join(EXPORTS)}")
+    if output is None and "onnx" in export:
+        raise UsageError("exporting ONNX needs an output folder")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Raises UsageError for a name that is not in DTYPES."""
+    if name not in DTYPES:
+        raise UsageError(f"dtype is {name!r}: choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def device_of(name: str) -> str:
+    """Raises UsageError for a device that torch does not have here."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise UsageError(f"device is {name!r}: choose cpu, or cuda where torch has it") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device is 'cuda', but torch sees no CUDA device here: choose cpu")
+    return name

@@ -1,0 +1,95 @@
+"""Models in and out: opened for passes, saved as a folder, loaded from one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from moeify.api.arguments import Example, Factory, Source, device_of, dtype_of
+from moeify.ir.model_graph import ModelGraph
+from moeify.pipeline.context import Progress, no_progress
+from moeify.pipeline.recipe import Recipe
+from moeify.pipeline.report import Report
+
+
+def open_model(
+    source: Source,
+    *,
+    factory: Factory | None = None,
+    example: Example | None = None,
+    dtype: str = "fp32",
+    device: str = "cpu",
+) -> ModelGraph:
+    """The model, loaded and traced, ready for passes; `graph.sites` is filled by FindFeedForward.
+
+    source: a Hugging Face folder (safetensors), a GGUF file, a state_dict (.pt, .safetensors) with `factory`, or a module.
+    factory: a callable without arguments that returns the module, or its name `pkg.mod:callable`.
+    example: model inputs (a tuple of arguments or a dict of keyword arguments), a file of them, or `pkg.mod:callable`;
+        not needed where the model's config tells. dtype: fp32 or bf16. device: a torch device.
+
+    Raises InputError for what cannot be read or traced, UsageError for wrong arguments.
+    """
+    from moeify.frontend.load_model import load_model
+    from moeify.splice.eager_host import EagerHost
+
+    loaded = load_model(source, factory=factory, example=example, dtype=dtype_of(dtype), device=device_of(device))
+    return ModelGraph(EagerHost(loaded))
+
+
+def save(
+    graph: ModelGraph,
+    output: str | Path,
+    *,
+    report: Report,
+    recipe: Recipe | None = None,
+    export: Sequence[str] = ("torch",),
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> Path:
+    """Writes a converted model as a folder (format 1) that `load` gives back; returns the folder.
+
+    Raises OutputError where it cannot be written (nothing is left behind), ConversionError where an ONNX file does not
+    agree with the eager model.
+    """
+    from moeify.export.folder import LayerEntry, save_folder
+    from moeify.splice.eager_host import EagerHost
+
+    host = graph.host
+    assert isinstance(host, EagerHost)
+    entries = {
+        site.path: LayerEntry(rewrite=site.rewrite, config=host.layers[site.path].config)
+        for site in graph.sites
+        if site.path in host.layers
+    }
+    text = "" if recipe is None else recipe.to_toml()
+
+    def also(folder: Path) -> None:
+        if "onnx" in export:
+            from moeify.export.onnx.exporting import export_onnx
+
+            progress("exporting ONNX", 0, None)
+            export_onnx(host.model, host.example, folder / "model.onnx")
+
+    progress("writing", 0, None)
+    return save_folder(host.model, entries, host.loaded, text, report.to_json(), Path(output), force=force, also=also)
+
+
+def load(
+    folder: str | Path,
+    *,
+    factory: Factory | None = None,
+    dtype: str | None = None,
+    device: str = "cpu",
+) -> nn.Module:
+    """The converted model of an output folder, in eval mode.
+
+    factory: needed again where the model came as a state_dict. Raises InputError for a folder that is damaged, newer
+    than this version, or none of ours.
+    """
+    from moeify.export.folder import load_folder
+
+    return load_folder(
+        Path(folder), factory=factory, dtype=None if dtype is None else dtype_of(dtype), device=device_of(device)
+    ).model
