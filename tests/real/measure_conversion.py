@@ -22,11 +22,11 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def main(model: str, text: str, output: str, recipe: str = "emoe") -> None:
+def main(model: str, text: str, output: str, recipe: str = "emoe", top_k: str = "4") -> None:
     for name in IMPORTED:
         importlib.import_module(name)
     before, started = peak(), time.monotonic()
-    done = moeify.convert(model, output, recipe=recipe, experts=16, top_k=4, calibrate=text, tokens=8192, force=True)
+    done = moeify.convert(model, output, recipe=recipe, experts=16, top_k=int(top_k), calibrate=text, tokens=8192, force=True)
     tokens = done.report.layers[0].measured["calibration_tokens"]
     found = {"seconds": time.monotonic() - started, "bytes": peak() - before, "tokens": tokens}
     print(json.dumps({**found, "by_pass": done.report.seconds}))
