@@ -12,16 +12,16 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import real_models
 import torch
 
 import moeify
+import real_models
 from moeify.data.open_data import open_data
 from moeify.export.folder import load_folder
 from moeify.export.onnx.exporting import export_onnx
@@ -77,7 +77,7 @@ def speed(folder: Path, scratch: Path) -> dict[str, Any]:
     return figures
 
 
-def milliseconds(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+def milliseconds(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     timings = interleaved(calls, warmup=2, rounds=11)
     return {name: round(1000 * timing.median, 1) for name, timing in timings.items()}
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import moeify
 from converted import distance, main_output, opened
 from moeify.api import registry
-from moeify.errors import InputError, MissingExtraError, UsageError
+from moeify.errors import ConversionError, InputError, MissingExtraError, UsageError
 from moeify.layers.budget import moe_layers
 from moeify.pipeline.configure import configure
 from moeify.pipeline.plan import foresee
@@ -149,6 +149,27 @@ def test_evaluate_with_nulls(folder: Path, data: Path, tmp_path: Path) -> None:
 def test_a_model_without_feed_forward_networks_is_refused() -> None:
     with pytest.raises(InputError, match="no feed-forward network"):
         moeify.convert(torch.nn.Sequential(torch.nn.Linear(4, 4)), example=(torch.randn(2, 4),))
+
+
+class ReadsItsOwnWeight(torch.nn.Module):
+    """A block whose forward looks at a matrix besides calling it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(8, 24), torch.nn.Linear(24, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.down.weight.shape == (8, 24)
+        y: torch.Tensor = x + self.down(torch.relu(self.up(x)))
+        return y
+
+
+def test_a_model_that_trips_over_what_was_replaced_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConversionError, match=r"converted ReadsItsOwnWeight does not run \(AttributeError: .*'weight'.*--layers"
+    ):
+        moeify.convert(ReadsItsOwnWeight(), tmp_path / "out", example=(torch.randn(2, 8),), experts=4)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_setting_that_is_no_option_is_refused() -> None:

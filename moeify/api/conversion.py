@@ -10,7 +10,7 @@ from torch import nn
 
 from moeify.api.arguments import Data, Example, Factory, Source, check_exports, dtype_of, open_batches
 from moeify.api.models import open_model, save
-from moeify.errors import InputError, UsageError
+from moeify.errors import ConversionError, InputError, UsageError
 from moeify.ir.facts import FeedForwards
 from moeify.ir.model_graph import ModelGraph
 from moeify.pipeline.configure import Settings, configure
@@ -21,6 +21,7 @@ from moeify.pipeline.plan import Plan, foresee, make_plan
 from moeify.pipeline.recipe import Recipe
 from moeify.pipeline.registry import Registry, make_registry
 from moeify.pipeline.report import Report
+from moeify.splice.eager_host import EagerHost
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +81,6 @@ def convert(
         from moeify.export.atomic import check_target
 
         check_target(Path(output), force=force)
-    from moeify.splice.eager_host import EagerHost
-
     progress("loading and tracing", 0, None)
     graph = open_model(source, factory=factory, example=example, dtype=dtype, device=device)
     host = graph.host
@@ -94,6 +93,7 @@ def convert(
     report = replace(report, notes=(*host.loaded.notes, *host.traced.notes, *report.notes))
     if not report.layers:
         raise InputError(_nothing_found(graph))
+    _check_runs(host)
     folder = None
     if output is not None:
         explicit = plan.explicit(registry())
@@ -151,6 +151,19 @@ def _foresee_all(pipeline: Pipeline, graph: ModelGraph) -> None:
     Pipeline(tuple(step for step in pipeline.passes if FeedForwards in step.gives)).run(graph)
     for site in graph.sites:
         foresee(pipeline.passes, site)
+
+
+def _check_runs(host: EagerHost) -> None:
+    """One forward of the converted model. Raises ConversionError where the model's own code trips over what was replaced."""
+    from moeify.frontend.trace_check import run_eager
+
+    try:
+        run_eager(host.model, host.example)
+    except Exception as error:  # what a user's forward raises is open
+        raise ConversionError(
+            f"the converted {type(host.model).__name__} does not run ({type(error).__name__}: {error}): its own code uses a "
+            "part of a feed-forward network that was replaced; leave those networks out with --layers"
+        ) from error
 
 
 def _calibration_tokens(pipeline: Pipeline) -> int | None:

@@ -80,8 +80,8 @@ def make_plan(passes: Sequence[Pass], graph: ModelGraph, model_parameters: int, 
     before = sum(layer.parameters_before for layer in layers)
     added = sum(layer.parameters_after - layer.parameters_before for layer in layers)
     active = sum(layer.active_fraction * layer.parameters_before for layer in layers)
-    # The dense weights (pages of their file stay resident once read), the converted ones, one layer more (its rows in new order,
-    # float32 copies to check and cluster), and the calibration.
+    # The dense weights (pages of their file stay resident once read), the converted ones, one layer more (its rows in new
+    # order, float32 copies to check and cluster), and the calibration.
     largest = max((site.parameters for site in graph.sites), default=0)
     alive = tokens * _ALIVE * max((site.hidden for site in graph.sites), default=0) * item_size
     return Plan(
