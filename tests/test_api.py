@@ -20,7 +20,7 @@ from moeify.errors import ConversionError, InputError, MissingExtraError, UsageE
 from moeify.layers.budget import moe_layers
 from moeify.pipeline.configure import configure
 from moeify.pipeline.plan import foresee
-from moeify.pipeline.recipe import presets
+from moeify.pipeline.recipe import load_recipe, presets
 from zoo import ZOO, Zoo, ids
 
 SMALL = {"experts": 4, "settings": {"calibrate.tokens": 64}}
@@ -190,3 +190,44 @@ def test_an_absent_package_is_named_with_its_extra(
     with pytest.raises(MissingExtraError, match=rf"needs the package {package}: run pip install 'moeify\[{extra}\]'"):
         moeify.convert(source, tmp_path / "out", example=example, experts=4, export=("torch", "onnx"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_pipeline_by_hand_leaves_its_recipe_in_the_folder(tmp_path: Path) -> None:
+    _, graph = opened("residual-stack")
+    hand = configure(experts=4, top_k=2, seed=5).build(registry())
+    report = hand.run(graph, seed=5)
+    moeify.save(graph, tmp_path / "out", report=report)
+    recipe = load_recipe(tmp_path / "out" / "recipe.toml")
+    assert recipe.seed == 5
+    assert recipe.build(registry()) == hand
+
+
+def test_peak_memory_of_a_plan_is_of_the_right_size(folder: Path, data: Path) -> None:
+    plan = moeify.api.plan(folder, calibrate=data, tokens=64, experts=4)
+    weights = 4 * plan.parameters_before
+    assert 2 * weights < plan.peak_memory < 12 * weights  # a tiny model: 64 tokens weigh as much as it
+
+
+REFUSED_EARLY: list[tuple[str, dict[str, Any], str]] = [
+    ("tokens without data", {"tokens": 64}, "--tokens 64 counts calibration data"),
+    ("ONNX in bfloat16", {"export": ("onnx",), "dtype": "bf16"}, "cannot run a model in bf16"),
+    ("an unknown export", {"export": ("tflite",)}, "unknown export 'tflite': known are torch, onnx"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), [c[1:] for c in REFUSED_EARLY], ids=[c[0] for c in REFUSED_EARLY])
+def test_what_cannot_work_is_refused_before_the_model_is_read(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        moeify.convert(tmp_path / "not even there", tmp_path / "out", **options)
+
+
+def test_data_that_no_pass_reads_are_left_alone(folder: Path, data: Path) -> None:
+    done = moeify.convert(folder, recipe="random", experts=4, calibrate=data)
+    assert "no pass of recipe random looks at data: the calibration data were left unread" in done.report.notes
+
+
+def test_the_report_names_the_calibration_data(folder: Path, data: Path) -> None:
+    found = moeify.convert(folder, recipe="markers", experts=4, calibrate=data, tokens=64).report.data
+    assert found is not None
+    assert found["name"] == "ids.pt"
+    assert found["digest"].startswith("sha256:")

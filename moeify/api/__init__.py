@@ -1,9 +1,10 @@
 """The one place where everything meets: load, trace, run a pipeline, splice, save, evaluate, export."""
 
 from moeify.api.afterwards import evaluate, export
-from moeify.api.conversion import Conversion, convert, plan, registry
+from moeify.api.conversion import Conversion, convert
 from moeify.api.inspecting import inspect
 from moeify.api.models import load, open_model, save
+from moeify.api.planning import plan, registry
 from moeify.pipeline.inspection import Inspection
 from moeify.pipeline.plan import Plan
 

@@ -34,13 +34,15 @@ def evaluate(
     """
     from moeify.export.folder import load_folder
     from moeify.frontend.load_model import load_model
+    from moeify.frontend.sniff import sniff
     from moeify.measure.evaluate import evaluate_model
 
     found = load_folder(Path(folder), factory=factory, device=device_of(device))
     batch = example_of(found.model, found.tokenizer, example)
     before = None
     if dense is not None:
-        again = factory if found.manifest.source.kind == "state-dict" else None
+        bare = isinstance(dense, str | Path) and sniff(Path(dense)) in ("torch", "pickle", "safetensors")
+        again = factory if bare else None
         loaded = load_model(dense, factory=again, example=batch, dtype=found.manifest.dtype, device=device)
         before = loaded.model
     batches = open_batches(data, found.model, found.tokenizer, batch, tokens)

@@ -45,13 +45,33 @@ def example_of(model: nn.Module, tokenizer: Any, example: Example | None) -> Bat
     return example_inputs(model, tokenizer) if example is None else read_example(example, device)
 
 
-def check_exports(export: Sequence[str], output: str | Path | None) -> None:
-    """Raises UsageError for an unknown export, or for one that has no folder to go to."""
+def check_exports(export: Sequence[str], output: str | Path | None, *, dtype: str = "fp32", device: str = "cpu") -> None:
+    """Raises UsageError for an export that is unknown, has no folder to go to, or cannot be made of such a model;
+    MissingExtraError where a package for it is absent. All before anything is loaded."""
     for name in export:
         if name not in EXPORTS:
             raise UsageError(f"unknown export {name!r}: known are {', '.join(EXPORTS)}")
-    if output is None and "onnx" in export:
+    if "onnx" not in export:
+        return
+    if output is None:
         raise UsageError("exporting ONNX needs an output folder")
+    if dtype != "fp32":
+        raise UsageError(f"ONNX Runtime's CPU cannot run a model in {dtype}: export ONNX with --dtype fp32")
+    if torch.device(device).type != "cpu":
+        raise UsageError(f"exporting ONNX compares with the model on the CPU: leave out --device {device}")
+    from moeify.export.onnx.packages import check_packages
+
+    check_packages()
+
+
+def check_output(output: Path, source: Source, *, force: bool) -> None:
+    """Raises OutputError where a conversion of the source could not be written there."""
+    from moeify.export.atomic import check_target
+    from moeify.export.folder import check_apart
+
+    check_target(output, force=force)
+    if not isinstance(source, nn.Module):
+        check_apart(output, Path(source).expanduser())
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from moeify.api.arguments import Example, Factory, Source, device_of, dtype_of
+from moeify.api.arguments import Example, Factory, Source, check_exports, device_of, dtype_of
 from moeify.ir.model_graph import ModelGraph
 from moeify.pipeline.context import Progress, no_progress
 from moeify.pipeline.recipe import Recipe
@@ -56,6 +56,7 @@ def save(
     from moeify.export.folder import LayerEntry, save_folder
     from moeify.splice.eager_host import EagerHost
 
+    check_exports(export, output)
     host = graph.host
     assert isinstance(host, EagerHost)
     entries = {
@@ -63,7 +64,7 @@ def save(
         for site in graph.sites
         if site.path in host.layers
     }
-    text = "" if recipe is None else recipe.to_toml()
+    text = (recipe or Recipe.of(report.passes, report.seed)).to_toml()
 
     def also(folder: Path) -> None:
         if "onnx" in export:
@@ -85,7 +86,7 @@ def load(
 ) -> nn.Module:
     """The converted model of an output folder, in eval mode.
 
-    factory: needed again where the model came as a state_dict. Raises InputError for a folder that is damaged, newer
+    factory: needed again where the model is no class of transformers. Raises InputError for a folder that is damaged, newer
     than this version, or none of ours.
     """
     from moeify.export.folder import load_folder

@@ -22,6 +22,9 @@ from moeify.errors import OutputError
 _PART = ".moeify-part-"
 _OLD = ".moeify-old-"
 
+#: A folder is replaced only if it holds this file: --force must not delete somebody's own.
+_MARK = "moeify.json"
+
 
 def check_target(target: Path, *, force: bool) -> None:
     """Raises OutputError where a result may not be written to `target`: call it before hours of work."""
@@ -40,6 +43,8 @@ def check_target(target: Path, *, force: bool) -> None:
     here = Path(os.path.realpath(Path.cwd()))
     if real.is_dir() and (real == Path(os.path.realpath(Path.home())) or real == here or real in here.parents):
         raise OutputError(f"{target}: is not replaced even with --force, as it holds the current or the home directory")
+    if real.is_dir() and not (real / _MARK).is_file():
+        raise OutputError(f"{target}: is not replaced even with --force, as moeify did not write it; remove it yourself")
 
 
 @contextmanager

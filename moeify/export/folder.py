@@ -63,8 +63,8 @@ def save_folder(
     layers: by site path, in order of installation. Raises OutputError where the folder exists (without `force`) or cannot be
     written; then it is as it was before.
     """
-    if loaded.path is not None and _holds(output, loaded.path):
-        raise OutputError(f"{output}: holds the dense model that is being converted; choose another name")
+    if loaded.path is not None:
+        check_apart(output, loaded.path)
     with whole_folder(output, force) as folder:
         aliases = write_weights(model, folder / _WEIGHTS)
         _write(folder / "recipe.toml", recipe_text)
@@ -136,9 +136,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _holds(output: Path, source: Path) -> bool:
+def check_apart(output: Path, source: Path) -> None:
+    """Raises OutputError where writing `output` would replace the dense model itself."""
     real, inner = Path(os.path.realpath(output)), Path(os.path.realpath(source))
-    return real == inner or real in inner.parents
+    if real == inner or real in inner.parents:
+        raise OutputError(f"{output}: holds the dense model that is being converted; choose another name")
 
 
 def _write(path: Path, text: str) -> None:

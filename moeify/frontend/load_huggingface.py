@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from moeify.data.importable import one_line
-from moeify.errors import InputError, MissingExtraError
+from moeify.errors import InputError, MissingExtraError, MoeifyError
 from moeify.frontend.load_checks import check_finite, some
 from moeify.frontend.load_huggingface_files import check_config, read_json, weight_files
 from moeify.frontend.load_quietly import quiet_transformers
@@ -121,7 +121,9 @@ def _tokenizer(
 def _or_input_error(where: Path, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except InputError:
+    except (MoeifyError, MemoryError):
         raise
+    except ImportError as error:
+        raise MissingExtraError(error.name or one_line(error), "hf", f"reading {where}") from error
     except Exception as error:  # transformers and gguf raise errors of every kind for damaged files
         raise InputError(f"{where}: transformers cannot read it: {one_line(error)}") from error

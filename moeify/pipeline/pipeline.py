@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moeify.ir.facts import CalibrationData
 from moeify.ir.model_graph import Batch, ModelGraph
@@ -11,7 +11,7 @@ from moeify.pipeline.context import PassContext, Progress, no_progress
 from moeify.pipeline.contract import Pass
 from moeify.pipeline.order import check_order
 from moeify.pipeline.report import Report, make_report
-from moeify.pipeline.running import run_passes, skipped
+from moeify.pipeline.running import run_passes
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,17 @@ class Pipeline:
         context = PassContext(batches=data, seed=seed, progress=progress)
         if data is not None:
             context.put(None, CalibrationData())
-        for step in flatten(self.passes):
-            if skipped(step, context):
-                context.notes.append(f"no calibration data: {step.name} was left out, the conversion goes by the weights alone")
+        context.notes.extend(self.left_out(with_data=data is not None))
         run_passes(self.passes, graph, context)
         for site in graph.sites:
             if site.path in graph.specs:
                 graph.splice(site)
-        return make_report(graph, context)
+        return replace(make_report(graph, context), passes=self.passes, seed=seed)
+
+    def left_out(self, with_data: bool) -> list[str]:
+        """A note for each pass that a run without data leaves out."""
+        left = [] if with_data else [step.name for step in flatten(self.passes) if CalibrationData in step.needs]
+        return [f"no calibration data: {name} was left out, the conversion goes by the weights alone" for name in left]
 
     def check(self, *, with_data: bool) -> None:
         """Raises UsageError where a pass needs facts that no other gives, with or without calibration data."""

@@ -10,7 +10,9 @@ from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
 from moeify.ir.moe_config import MoEConfig
 from moeify.pipeline.contract import Pass
+from moeify.pipeline.each_layer import EachLayer
 from moeify.pipeline.pipeline import flatten
+from moeify.pipeline.size import parse_size
 
 #: Hidden vectors that a decoder keeps alive a token between two layers (residual, FFN input, positions, the sample's copy).
 _ALIVE = 8
@@ -84,6 +86,8 @@ def make_plan(passes: Sequence[Pass], graph: ModelGraph, model_parameters: int, 
     # order, float32 copies to check and cluster), and the calibration.
     largest = max((site.parameters for site in graph.sites), default=0)
     alive = tokens * _ALIVE * max((site.hidden for site in graph.sites), default=0) * item_size
+    bounds = [parse_size(step.memory, "each-layer.memory") for step in flatten(passes) if isinstance(step, EachLayer)]
+    alive = min([alive, *bounds])
     return Plan(
         layers=tuple(layers),
         parameters_before=model_parameters,

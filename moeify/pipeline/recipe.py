@@ -12,6 +12,7 @@ from typing import Any, Self
 import tomli_w
 
 from moeify.errors import UsageError, did_you_mean
+from moeify.pipeline.contract import Pass
 from moeify.pipeline.each_layer import EachLayer
 from moeify.pipeline.options import from_options, to_options
 from moeify.pipeline.pipeline import Pipeline
@@ -41,6 +42,11 @@ class Recipe:
             raise UsageError(f"{where}: seed is {seed!r}: give a whole number from 0")
         _check_steps(steps, where)
         return cls(str(data.get("name", where)), tuple(steps), str(data.get("description", "")), seed)
+
+    @classmethod
+    def of(cls, passes: Iterable[Pass], seed: int = 0) -> Self:
+        """The recipe of a pipeline that was written by hand."""
+        return cls("by-hand", tuple(_plain(step) for step in passes), "A pipeline written by hand.", seed)
 
     def to_toml(self) -> str:
         head: dict[str, Any] = {"name": self.name, "description": self.description, "seed": self.seed}
@@ -75,16 +81,16 @@ _NOT_OPTIONS = frozenset({"name", "pass", "passes"})
 
 def load_recipe(name: str | Path) -> Recipe:
     """A preset by name, or a TOML file by path. Raises UsageError where there is neither."""
-    path = Path(name)
-    if path.suffix == ".toml" or path.is_file():
-        try:
-            return Recipe.parse(path.read_text("utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"recipe {path} cannot be read: {error}") from error
     known = presets()
-    if str(name) not in known:
+    if str(name) in known:
+        return known[str(name)]
+    path = Path(name)
+    if path.suffix != ".toml" and not path.is_file():
         raise UsageError(f"unknown recipe {str(name)!r}: {did_you_mean(str(name), known)} (or give a .toml file)")
-    return known[str(name)]
+    try:
+        return Recipe.parse(path.read_text("utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {path} cannot be read: {error}") from error
 
 
 def presets() -> dict[str, Recipe]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from moeify.ir.model_graph import ModelGraph
 from moeify.pipeline.context import PassContext
+from moeify.pipeline.contract import Pass
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,20 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did. `seconds` by pass name; left out of `to_json`, so that equal runs write equal bytes."""
+    """What a run did. data: what the calibration data say of themselves, digest included.
+
+    seconds: by pass name; left out of `to_json`, so that equal runs write equal bytes. passes, seed: what ran; the output
+    folder keeps them as recipe.toml.
+    """
 
     layers: tuple[LayerReport, ...]
     untouched: tuple[str, ...]
     refusals: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     seconds: dict[str, float]
+    data: dict[str, Any] | None = None
+    passes: tuple[Pass, ...] = ()
+    seed: int = 0
 
     @property
     def active_fraction(self) -> float:
@@ -48,9 +56,10 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, without the times."""
-        data = asdict(self)
-        del data["seconds"]
-        return {"active_fraction": self.active_fraction, **data}
+        plain = asdict(replace(self, passes=()))
+        for name in ("seconds", "passes", "seed"):
+            del plain[name]
+        return {"active_fraction": self.active_fraction, **plain}
 
     def __str__(self) -> str:
         lines = [

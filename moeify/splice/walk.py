@@ -143,7 +143,9 @@ def _last_uses(nodes: list[fx.Node], index: Mapping[fx.Node, int], found: Found)
 
 def _token_mask(batch: Batch) -> Tensor | None:
     """Which tokens are real, [tokens] bool, where the batch says so; None when all are."""
-    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
+    if not isinstance(batch, dict) or any(name.startswith("decoder_") for name in batch):
+        return None  # of two streams of tokens the mask is one's alone
+    mask = batch.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim != 2 or bool((mask != 0).all()):
         return None
     return (mask != 0).reshape(-1).cpu()

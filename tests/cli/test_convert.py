@@ -112,9 +112,18 @@ def test_data_may_be_a_callable(moeify: Run) -> None:
 
 
 def test_force_replaces_the_output(moeify: Run, tmp_path: Path) -> None:
-    assert moeify(f"{CONVERT} -o old-folder --force").code == 0
-    assert not (tmp_path / "old-folder" / "precious.txt").exists()
-    assert (tmp_path / "old-folder" / "moeify.json").is_file()
+    assert moeify(f"{CONVERT} -o out").code == 0
+    (tmp_path / "out" / "stale.txt").write_text("of an older version")
+    assert moeify(f"{CONVERT} -o out --force").code == 0
+    assert not (tmp_path / "out" / "stale.txt").exists()
+    assert (tmp_path / "out" / "moeify.json").is_file()
+
+
+def test_force_does_not_delete_what_moeify_did_not_write(moeify: Run, tmp_path: Path) -> None:
+    done = moeify(f"{CONVERT} -o old-folder --force")
+    assert done.code == 1
+    assert "moeify did not write it" in done.err
+    assert (tmp_path / "old-folder" / "precious.txt").exists()
 
 
 def test_a_hugging_face_folder_needs_neither_factory_nor_example(moeify: Run) -> None:

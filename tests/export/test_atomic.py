@@ -24,6 +24,7 @@ def _names(folder: Path) -> list[str]:
 
 def _fill(folder: Path, text: str = "new") -> None:
     (folder / "inner").mkdir()
+    (folder / "moeify.json").write_text("{}")
     (folder / "a.txt").write_text(text)
     (folder / "inner" / "b.txt").write_text(text)
 
@@ -34,7 +35,7 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
         assert not target.exists()
         _fill(folder)
         assert folder.name == "out"
-    assert _names(target) == ["a.txt", "inner"]
+    assert _names(target) == ["a.txt", "inner", "moeify.json"]
     assert _names(target.parent) == ["out"]
 
 
@@ -59,6 +60,7 @@ def test_an_exception_leaves_everything_as_it_was(stop: type[BaseException], for
     target = tmp_path / "out"
     if force:
         target.mkdir()
+        (target / "moeify.json").write_text("{}")
         (target / "old.txt").write_text("old")
 
     def fail() -> None:
@@ -89,7 +91,7 @@ def test_a_link_is_followed_not_replaced(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "link", force=False) as folder:
         _fill(folder)
     assert (tmp_path / "link").is_symlink()
-    assert _names(tmp_path / "real") == ["a.txt", "inner"]
+    assert _names(tmp_path / "real") == ["a.txt", "inner", "moeify.json"]
 
 
 def test_the_old_result_comes_back_when_the_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +158,7 @@ def test_a_disk_that_takes_no_more_is_one_line(write: Callable[[Path], None], me
 #: caption, what stands there, force, folder wanted, what the message says
 REFUSED: list[tuple[str, Callable[[Path], object], bool, str]] = [
     ("a full folder", lambda p: (p / "out" / "x").mkdir(parents=True), False, "exists already; .*--force"),
+    ("a folder of somebody else, by force", lambda p: (p / "out" / "x").mkdir(parents=True), True, "moeify did not write it"),
     ("a file", lambda p: (p / "out").touch(), False, "exists already"),
     ("a file, by force", lambda p: (p / "out").touch(), True, "is a file"),
 ]
@@ -171,6 +174,7 @@ def test_what_stands_there_is_kept(make: Callable[[Path], object], force: bool, 
 
 def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "out" / "x").mkdir(parents=True)
+    (tmp_path / "out" / "moeify.json").touch()
     with pytest.raises(OutputError, match="is a folder"), whole_file(tmp_path / "out", force=True):
         pass
 

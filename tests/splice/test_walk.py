@@ -9,17 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from converted import EXPERTS, call, opened
+from moeify.frontend.load_model import load_model
 from moeify.ir.facts import Fact, NeuronGroups
 from moeify.ir.model_graph import ModelGraph
 from moeify.pipeline.context import PassContext
 from moeify.pipeline.each_layer import EachLayer
 from moeify.pipeline.pipeline import Pipeline
+from moeify.splice.eager_host import EagerHost
 from moeify_passes.analyse.cluster_neurons import ClusterNeurons
 from moeify_passes.analyse.find_feed_forward import FindFeedForward
 from moeify_passes.experts.random import Random
 from moeify_passes.rewrite.insert_router import InsertRouter
 from moeify_passes.rewrite.split_experts import SplitExperts
-from zoo import Zoo
+from zoo import ZOO, Zoo
 
 WALKED = ("albert", "bart", "bert", "encoder-pre-gelu", "gpt2", "llama", "mixer", "phi3", "t5", "vit")
 
@@ -119,3 +121,18 @@ def test_padding_is_left_out() -> None:
     pipeline = Pipeline((FindFeedForward(), EachLayer((listen,))))
     pipeline.run(graph, [zoo.example | {"attention_mask": mask}])
     assert {len(torch.cat(inputs)) for inputs in listen.heard.values()} == {int(mask.sum())}
+
+
+def test_the_mask_of_one_stream_is_not_laid_on_another() -> None:
+    """In an encoder-decoder attention_mask is the encoder's: no token of the decoder is left out by it."""
+    listen = Listen()
+    zoo = ZOO["t5"]()
+    assert isinstance(zoo.example, dict)
+    ids = zoo.example["decoder_input_ids"]
+    mask = torch.ones_like(ids)
+    mask[0, 2:] = 0
+    pipeline = Pipeline((FindFeedForward(), EachLayer((listen,))))
+    traced = zoo.example | {"attention_mask": mask}
+    graph = ModelGraph(EagerHost(load_model(zoo.model, example=traced | {"input_ids": ids})))
+    pipeline.run(graph, [traced | {"input_ids": ids}])
+    assert {len(torch.cat(inputs)) for inputs in listen.heard.values()} == {ids.numel()}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from moeify.errors import ConversionError, MissingExtraError, UsageError
+from moeify.errors import ConversionError, UsageError
 from moeify.export.atomic import check_target, whole_file
 from moeify.export.onnx.attach import MoENode, attach_bodies
 from moeify.export.onnx.body import OPSET
@@ -18,6 +18,7 @@ from moeify.export.onnx.calm import calm
 from moeify.export.onnx.decoder_interface import decoder_interface
 from moeify.export.onnx.distance import BOUNDS
 from moeify.export.onnx.interface import flat_interface
+from moeify.export.onnx.packages import check_packages
 from moeify.export.onnx.report import Check, OnnxReport, Port
 from moeify.export.onnx.tracing import trace
 from moeify.export.onnx.verify import verify
@@ -55,13 +56,9 @@ def export_onnx(model: nn.Module, example: Batch, output: Path, *, force: bool =
 
 
 def _check(model: nn.Module, opset: int) -> None:
-    try:
-        import onnx
-        import onnx_ir  # noqa: F401 - is asked for in time: the export takes minutes
-        import onnxruntime  # noqa: F401 - verifies the file
-        import onnxscript  # noqa: F401 - torch.onnx.export needs it
-    except ImportError as error:
-        raise MissingExtraError(error.name or "onnx", "onnx", "ONNX export") from error
+    check_packages()
+    import onnx
+
     if not OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise UsageError(f"opset is {opset}: choose from {OPSET} to {onnx.defs.onnx_opset_version()}")
     if (dtype := _dtype(model)) not in BOUNDS:

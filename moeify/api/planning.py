@@ -1,0 +1,126 @@
+"""Everything before the first pass computes: options checked, the model loaded and traced, sites found, data opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moeify.api.arguments import Data, Example, Factory, Source, open_batches
+from moeify.api.models import open_model
+from moeify.errors import InputError, UsageError
+from moeify.ir.facts import CalibrationData, FeedForwards
+from moeify.ir.model_graph import Batch, ModelGraph
+from moeify.pipeline.configure import Settings, configure
+from moeify.pipeline.each_layer import EachLayer
+from moeify.pipeline.pipeline import Pipeline, flatten
+from moeify.pipeline.plan import Plan, foresee, make_plan
+from moeify.pipeline.recipe import Recipe
+from moeify.pipeline.registry import Registry, make_registry
+from moeify.splice.eager_host import EagerHost
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A model with its sites, the pipeline that fits it, and calibration data if there are any."""
+
+    graph: ModelGraph
+    host: EagerHost
+    pipeline: Pipeline
+    data: Iterable[Batch] | None
+    notes: tuple[str, ...]
+
+    def describe_data(self) -> dict[str, Any] | None:
+        """What the calibration data say of themselves; None without."""
+        from moeify.data.data_set import DataSet
+
+        return self.data.describe() if isinstance(self.data, DataSet) else None
+
+
+def registry() -> Registry:
+    """All passes: those of moeify_passes, EachLayer, and those of installed plug-ins."""
+    from moeify_passes import PASSES
+
+    return make_registry(PASSES)
+
+
+def plan(
+    source: Source,
+    *,
+    recipe: str | Path | Recipe = "emoe",
+    experts: int | None = None,
+    top_k: int | None = None,
+    active: float | None = None,
+    layers: str | None = None,
+    calibrate: Data | None = None,
+    tokens: int | None = None,
+    settings: Settings = (),
+    factory: Factory | None = None,
+    example: Example | None = None,
+    seed: int | None = None,
+    dtype: str = "fp32",
+    device: str = "cpu",
+) -> Plan:
+    """What `convert` with the same options would do, without doing it. Raises what `convert` raises before it computes."""
+    wanted = configure(
+        recipe, experts=experts, top_k=top_k, active=active, layers=layers, tokens=tokens, settings=settings, seed=seed
+    )
+    ready = prepare(source, wanted, calibrate, tokens, factory=factory, example=example, dtype=dtype, device=device)
+    counted = 0 if ready.data is None else _calibration_tokens(ready.pipeline) or 0
+    weights = list(ready.graph.model.parameters())
+    found = make_plan(ready.pipeline.passes, ready.graph, sum(p.numel() for p in weights), weights[0].element_size(), counted)
+    return replace(found, notes=(*ready.notes, *ready.pipeline.left_out(ready.data is not None)))
+
+
+def prepare(
+    source: Source, recipe: Recipe, calibrate: Data | None, tokens: int | None, *, factory: Factory | None,
+    example: Example | None, dtype: str, device: str,
+) -> Ready:  # fmt: skip
+    """Raises UsageError, as early as can be told, where options do not fit together or do not fit a site; InputError for a
+    model or data that cannot be read, and for a model without a feed-forward network that can be converted."""
+    pipeline = _build(recipe, calibrate, tokens)
+    graph = open_model(source, factory=factory, example=example, dtype=dtype, device=device)
+    host = graph.host
+    assert isinstance(host, EagerHost)
+    Pipeline(tuple(step for step in pipeline.passes if FeedForwards in step.gives)).run(graph)
+    if not graph.sites:
+        raise InputError(_nothing_found(graph))
+    for site in graph.sites:
+        foresee(pipeline.passes, site)
+    notes, data = (*host.loaded.notes, *host.traced.notes), None
+    if calibrate is not None and any(CalibrationData in step.needs for step in flatten(pipeline.passes)):
+        data = open_batches(calibrate, host.model, host.loaded.tokenizer, host.example, _calibration_tokens(pipeline))
+    elif calibrate is not None:
+        notes = (*notes, f"no pass of recipe {recipe.name} looks at data: the calibration data were left unread")
+    return Ready(graph, host, pipeline, data, notes)
+
+
+def _build(recipe: Recipe, calibrate: Data | None, tokens: int | None) -> Pipeline:
+    """The pipeline, once everything is checked that can be checked before a model is loaded."""
+    from moeify.data.importable import is_importable_name
+    from moeify.data.sniff import kind_of
+
+    pipeline = recipe.build(registry())
+    if not any(step.rewrites for step in flatten(pipeline.passes) if not isinstance(step, EachLayer)):
+        raise UsageError(f"recipe {recipe.name!r} would change nothing: no pass of it is a rewrite, such as split-experts")
+    if tokens is not None and calibrate is None:
+        raise UsageError(f"--tokens {tokens} counts calibration data, but there are none: give --calibrate too")
+    pipeline.check(with_data=calibrate is not None)
+    if isinstance(calibrate, str | Path) and not is_importable_name(str(calibrate)):
+        kind_of(Path(calibrate).expanduser())
+    return pipeline
+
+
+def _calibration_tokens(pipeline: Pipeline) -> int | None:
+    wanted = (step for step in flatten(pipeline.passes) if CalibrationData in step.needs)
+    return max((tokens for step in wanted if isinstance(tokens := getattr(step, "tokens", None), int)), default=None)
+
+
+def _nothing_found(graph: ModelGraph) -> str:
+    if graph.refusals:
+        first = graph.refusals[0]
+        return (
+            f"no feed-forward network can be converted; {len(graph.refusals)} refused, the first {first.path}: {first.reason}"
+        )
+    return "the model has no feed-forward network that moeify knows: run moeify inspect on it"
