@@ -55,6 +55,9 @@ def test_without_data_a_pass_that_takes_data_is_left_out() -> None:
     pipeline = Pipeline((FIND, EachLayer((CALIBRATE, GROUP, SPLIT))))
     pipeline.check(with_data=True)
     pipeline.check(with_data=False)
+    assert pipeline.left_out(with_data=True) == []
+    note = f"no calibration data: {CALIBRATE.name} was left out, the conversion goes by the weights alone"
+    assert pipeline.left_out(with_data=False) == [note]
 
 
 def test_without_data_a_pass_that_hangs_on_data_is_refused() -> None:
