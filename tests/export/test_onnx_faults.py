@@ -39,7 +39,7 @@ def _wrong_choice(shape: BodyShape, opset: int) -> ir.Function:
     ("body", "message"),
     [
         (_wrong_body, r"all experts on, the example: ONNX Runtime is .* of the largest value away from the model, more than"),
-        (_wrong_choice, r"the example: ONNX Runtime is .* of the largest value away from the model, more than 1e-04; nothing"),
+        (_wrong_choice, r"the example: ONNX Runtime is .* of the largest value away from the model, more than 9e-05; nothing"),
     ],
     ids=["wrong activation", "wrong choice"],
 )
