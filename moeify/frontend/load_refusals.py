@@ -16,15 +16,18 @@ _INSTEAD: dict[Kind, str] = {
 }
 
 
+#: Suffixes that promise a model: what does not keep the promise is probably damaged.
+_MODEL_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".safetensors", ".gguf", ".pt2", ".onnx"})
+
+
 def refusal(path: Path, kind: Kind) -> InputError:
     """The error for something of that kind."""
     if kind == "folder":
         return InputError(f"{path}: {_folder(path)}")
     if kind == "unknown":
-        claim = f"is no {path.suffix} file that can be read" if path.suffix else "is of no known kind"
-        return InputError(
-            f"{path}: {claim} (damaged or truncated?); models come as a Hugging Face folder, a GGUF file or a state_dict"
-        )
+        known = path.suffix.lower() in _MODEL_SUFFIXES
+        claim = f"is no {path.suffix} file that can be read (damaged or truncated?)" if known else "is of no known kind"
+        return InputError(f"{path}: {claim}; models come as a Hugging Face folder, a GGUF file or a state_dict")
     return InputError(f"{path}: {_INSTEAD[kind]}")
 
 

@@ -37,7 +37,8 @@ def save_legacy(value: dict[str, Tensor], path: Path) -> None:
 
 SAVERS: dict[str, Callable[[dict[str, Tensor], Path], Any]] = {
     "a.pt": torch.save, "old.pt": save_legacy, "a.npz": save_npz, "a.safetensors": save_file,
-    "suffix-is-wrong.dat": torch.save, "npz-inside.bin": lambda value, path: save_npz(value, path.open("wb")),  # type: ignore[arg-type]
+    "suffix-is-wrong.dat": torch.save,
+    "npz-inside.bin": lambda value, path: save_npz(value, path.open("wb")),  # type: ignore[arg-type]  # NumPy takes open files
 }  # fmt: skip
 
 
