@@ -117,6 +117,6 @@ def test_top_k_experts_stay() -> None:
 
 
 def test_it_keeps_the_contract() -> None:
-    step: Pass = PruneExperts()
+    step = PruneExperts()
     assert isinstance(step, Pass)
     assert step.foresee(random_site(), None) is None
