@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,17 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     check_safetensors(path)
     with _one_line(path):
         return dict(load_file(path))
+
+
+def count_safetensors(paths: Iterable[Path]) -> tuple[int, int]:
+    """How many tensors the files hold, and how many numbers are in them; other files than .safetensors are passed over."""
+    tensors = elements = 0
+    for path in paths:
+        if path.suffix == ".safetensors":
+            with _one_line(path), safe_open(path, framework="pt") as file:
+                sizes = [prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118 (no mapping)
+            tensors, elements = tensors + len(sizes), elements + sum(sizes)
+    return tensors, elements
 
 
 @contextmanager
