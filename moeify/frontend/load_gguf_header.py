@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,27 +23,58 @@ _DEEPEST = 8  # arrays in arrays; writers use one level
 
 
 @dataclass(frozen=True)
+class GgufTensor:
+    """elements: how many numbers. kind: the number of its type. offset: from the start of the data, in bytes."""
+
+    name: str
+    elements: int
+    kind: int
+    offset: int
+
+
+@dataclass(frozen=True)
 class GgufHeader:
-    """integers: the whole numbers of the metadata, by key. tensors: how many. elements: of all tensors together."""
+    """integers: the whole numbers of the metadata, by key. data: the bytes behind the header."""
 
     integers: dict[str, int]
-    tensors: int
-    elements: int
+    tensors: tuple[GgufTensor, ...]
+    data: int
 
 
 class _WrongError(Exception):
     """What is wrong with the header."""
 
 
-def read_gguf_header(path: Path) -> GgufHeader:
-    """Raises InputError where a length or count in it does not fit into the file, or a type or version is unknown."""
+def read_gguf_header(path: Path, sizes: Mapping[int, tuple[int, int]]) -> GgufHeader:
+    """Raises InputError where a length or count in it does not fit into the file, or the tensors do not lie one behind the other.
+
+    sizes: the number of a type of tensor -> how many elements make a block, and its bytes.
+    """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(data).header()
+            header = _Reader(data).header()
+        _check_places(header, sizes)
+        return header
     except (_WrongError, ValueError) as error:  # ValueError: an empty file cannot be mapped, bytes are no UTF-8
         raise InputError(f"{path}: is no whole GGUF file ({error}); copy or download it again") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _check_places(header: GgufHeader, sizes: Mapping[int, tuple[int, int]]) -> None:
+    align, place = header.integers.get("general.alignment", 32), 0
+    if align < 1:
+        raise _WrongError(f"general.alignment is {align}")
+    for tensor in header.tensors:
+        if tensor.kind not in sizes:
+            raise _WrongError(f"the tensor {tensor.name!r} is of the unknown type {tensor.kind}")
+        block, size = sizes[tensor.kind]
+        if tensor.offset != place or tensor.elements % block:
+            raise _WrongError(f"the tensor {tensor.name!r} does not lie where the one before it ends")
+        end = place + tensor.elements // block * size
+        place = -(-end // align) * align
+        if end > header.data:
+            raise _WrongError(f"it ends before the tensor {tensor.name!r} does")
 
 
 class _Reader:
@@ -66,19 +98,14 @@ class _Reader:
             key, value = self.text(), self.value(self.number("I"))
             if value is not None:
                 integers[key] = value
-        return GgufHeader(integers, tensors, self.elements(tensors))
+        found = tuple(self.tensor() for _ in range(tensors))
+        return GgufHeader(integers, found, len(self.data) - self.at)
 
-    def elements(self, tensors: int) -> int:
-        total = 0
-        for _ in range(tensors):
-            name, dims = self.text(), self.number("I")
-            if dims > 8:
-                raise _WrongError(f"the tensor {name!r} has {dims} dimensions")
-            total += prod(self.number("Q") for _ in range(dims))
-            self.skip(4 + 8)  # its type, its place
-        if total > 8 * len(self.data):  # no type of GGUF takes less than a bit an element
-            raise _WrongError(f"it claims {total} numbers")
-        return total
+    def tensor(self) -> GgufTensor:
+        name, dims = self.text(), self.number("I")
+        if dims > 8:
+            raise _WrongError(f"the tensor {name!r} has {dims} dimensions")
+        return GgufTensor(name, prod(self.number("Q") for _ in range(dims)), self.number("I"), self.number("Q"))
 
     def value(self, kind: int, depth: int = 0) -> int | None:
         """Walks over a value; gives it where it is a whole number."""

@@ -13,7 +13,7 @@ from torch import nn
 from moeify.data.importable import one_line
 from moeify.errors import InputError, MissingExtraError, MoeifyError
 from moeify.frontend.load_checks import check_finite, some
-from moeify.frontend.load_gguf_header import read_gguf_header
+from moeify.frontend.load_gguf_header import GgufHeader, read_gguf_header
 from moeify.frontend.load_huggingface_files import check_config, read_json, weight_files
 from moeify.frontend.load_plausible import check_layers, check_parameters
 from moeify.frontend.load_quietly import quiet_transformers
@@ -61,13 +61,14 @@ def load_gguf(path: Path, dtype: torch.dtype) -> LoadedModel:
     """The model of a GGUF file, dequantized, without example inputs. Raises as `load_huggingface`."""
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError("gguf", "hf", "a GGUF model")
-    header = read_gguf_header(path)
-    check_layers(header.integers, header.tensors, str(path))
+    header = _gguf_header(path)
+    check_layers(header.integers, len(header.tensors), str(path))
+    elements = sum(tensor.elements for tensor in header.tensors)
     folder, file = path.parent, {"gguf_file": path.name}
     with quiet_transformers("a GGUF model") as transformers:
         config = _or_input_error(path, lambda: transformers.AutoConfig.from_pretrained(folder, **file, **_SAFE))
         cls = model_class(transformers, config)
-        _or_input_error(path, lambda: check_parameters(cls, config, header.elements, str(path)))
+        _or_input_error(path, lambda: check_parameters(cls, config, elements, str(path)))
         model, notes = _load(cls, path, folder, dtype, file)
         tokenizer, remark = _tokenizer(transformers, path, folder, file)
     if hasattr(model.config, "quantization_config"):
@@ -76,6 +77,12 @@ def load_gguf(path: Path, dtype: torch.dtype) -> LoadedModel:
     check_finite(model, str(path))
     source = SourceInfo("gguf", path.name, f"transformers.{type(model).__name__}", {path.name: file_digest(path)})
     return LoadedModel(model, (), source, tokenizer, path, notes=tuple(n for n in (*notes, remark) if n))
+
+
+def _gguf_header(path: Path) -> GgufHeader:
+    from gguf import GGML_QUANT_SIZES
+
+    return read_gguf_header(path, GGML_QUANT_SIZES)
 
 
 _SAFE: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
