@@ -12,6 +12,7 @@ from torch import Tensor
 from moeify.data.data_set import batch_tensors
 from moeify.data.importable import one_line
 from moeify.data.sniff import FileKind
+from moeify.data.zip_sums import check_sums
 from moeify.errors import InputError
 from moeify.ir.model_graph import Batch
 
@@ -56,6 +57,8 @@ def row_batches(tensors: Batch, batch: int) -> Iterator[Batch]:
 def _read_pt(path: Path) -> Any:
     with path.open("rb") as file:
         mapped = file.read(2) == b"PK"
+    if mapped:
+        check_sums(path)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 

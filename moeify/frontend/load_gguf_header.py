@@ -46,7 +46,7 @@ class _WrongError(Exception):
 
 
 def read_gguf_header(path: Path, sizes: Mapping[int, tuple[int, int]]) -> GgufHeader:
-    """Raises InputError where a length or count in it does not fit into the file, or the tensors do not lie one behind the other.
+    """Raises InputError where a length or count in it does not fit into the file, or the tensors do not lie end to end.
 
     sizes: the number of a type of tensor -> how many elements make a block, and its bytes.
     """
