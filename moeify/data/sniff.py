@@ -54,7 +54,7 @@ def _by_magic(path: Path, head: bytes) -> FileKind | None:
     if head.startswith(b"PK\x03\x04"):
         try:
             names = zipfile.ZipFile(path).namelist()
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
             raise InputError(f"{path}: is damaged or cut short ({error}); write it again") from error
         if any(name.endswith("data.pkl") for name in names):
             return "pt"

@@ -15,9 +15,9 @@ from moeify.errors import InputError, MissingExtraError, MoeifyError
 from moeify.frontend.load_checks import check_finite, some
 from moeify.frontend.load_gguf_header import GgufHeader, read_gguf_header
 from moeify.frontend.load_huggingface_files import check_config, read_json, weight_files
-from moeify.frontend.load_plausible import check_layers, check_parameters
+from moeify.frontend.load_plausible import check_floats, check_layers, check_parameters
 from moeify.frontend.load_quietly import quiet_transformers
-from moeify.frontend.load_safetensors import count_safetensors
+from moeify.frontend.load_safetensors import safetensors_contents
 from moeify.frontend.loaded import LoadedModel, SourceInfo, file_digest
 
 #: Files that make a tokenizer; without one of them there is none, whatever transformers would make up.
@@ -35,17 +35,18 @@ def load_huggingface(path: Path, dtype: torch.dtype) -> LoadedModel:
     """
     config = read_json(path / "config.json")
     weights = weight_files(path)
-    tensors, elements = count_safetensors(weights)
-    check_layers(config, tensors, str(path / "config.json"))
+    held = safetensors_contents(weights)
+    check_layers(config, held.tensors, str(path / "config.json"))
     with quiet_transformers("a Hugging Face model") as transformers:
         check_config(config, path, transformers)
         parsed = _or_input_error(path, lambda: transformers.AutoConfig.from_pretrained(path, **_SAFE))
         cls = model_class(transformers, parsed)
-        _or_input_error(path, lambda: check_parameters(cls, parsed, elements, str(path / "config.json")))
+        _or_input_error(path, lambda: check_parameters(cls, parsed, held.elements, str(path / "config.json")))
         model, notes = _load(cls, path, path, dtype, {"use_safetensors": True})
         tokenizer, remark = (
             _tokenizer(transformers, path, path) if any((path / n).is_file() for n in _TOKENIZER) else (None, None)
         )
+    check_floats(model, held.others, str(path))
     check_finite(model, str(path))
     source = SourceInfo(
         kind="huggingface",

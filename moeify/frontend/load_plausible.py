@@ -1,4 +1,4 @@
-"""Does a config describe a model of about the size of its weights? A wrong number in it would take all memory, or for ever."""
+"""Do config and weights belong together? A wrong number in a config would take all memory, or for ever."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from moeify.errors import InputError
 
@@ -35,3 +36,13 @@ def check_parameters(cls: Any, config: Any, elements: int, where: str) -> None:
             f"{where}: describes a {cls.__name__} of {wanted:,} parameters, but the weights are {elements:,} numbers; "
             "mend it or download it again"
         )
+
+
+def check_floats(model: nn.Module, others: Mapping[str, str], where: str) -> None:
+    """Raises InputError for a parameter that the files hold as something else than floats. others: tensor -> its type there."""
+    for name, parameter in model.named_parameters():
+        kind = next(
+            (kind for stored, kind in others.items() if f".{name}".endswith(f".{stored}") or stored.endswith(f".{name}")), None
+        )
+        if kind is not None and parameter.is_floating_point():
+            raise InputError(f"{where}: the tensor {name} holds {kind}, not floats; dequantize the model or export it again")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -30,15 +31,26 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return dict(load_file(path))
 
 
-def count_safetensors(paths: Iterable[Path]) -> tuple[int, int]:
-    """How many tensors the files hold, and how many numbers are in them; other files than .safetensors are passed over."""
-    tensors = elements = 0
-    for path in paths:
-        if path.suffix == ".safetensors":
-            with _one_line(path), safe_open(path, framework="pt") as file:
-                sizes = [prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118 (no mapping)
-            tensors, elements = tensors + len(sizes), elements + sum(sizes)
-    return tensors, elements
+@dataclass(frozen=True)
+class Contents:
+    """tensors: how many. elements: the numbers in all of them. others: name -> type of those that are no floats."""
+
+    tensors: int
+    elements: int
+    others: Mapping[str, str]
+
+
+def safetensors_contents(paths: Iterable[Path]) -> Contents:
+    """What the headers of the .safetensors files among the paths say. Raises InputError where one is damaged."""
+    tensors, elements, others = 0, 0, {}
+    for path in (path for path in paths if path.suffix == ".safetensors"):
+        with _one_line(path), safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                part = file.get_slice(name)
+                tensors, elements = tensors + 1, elements + prod(part.get_shape())
+                if "F" not in (kind := part.get_dtype()):
+                    others[name] = kind
+    return Contents(tensors, elements, others)
 
 
 @contextmanager
