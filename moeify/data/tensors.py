@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def _read_pt(path: Path) -> Any:
         mapped = file.read(2) == b"PK"
     if mapped:
         check_sums(path)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's advice for pickles that it did not write
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ def read_gguf_header(path: Path, sizes: Mapping[int, tuple[int, int]]) -> GgufHe
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             header = _Reader(data).header()
         _check_places(header, sizes)
+        _check_blocks(header)
         return header
     except (_WrongError, ValueError) as error:  # ValueError: an empty file cannot be mapped, bytes are no UTF-8
         raise InputError(f"{path}: is no whole GGUF file ({error}); copy or download it again") from error
@@ -75,6 +77,14 @@ def _check_places(header: GgufHeader, sizes: Mapping[int, tuple[int, int]]) -> N
         place = -(-end // align) * align
         if end > header.data:
             raise _WrongError(f"it ends before the tensor {tensor.name!r} does")
+
+
+def _check_blocks(header: GgufHeader) -> None:
+    numbers = [int(match[1]) for tensor in header.tensors if (match := re.search(r"\bblk\.(\d{1,6})\.", tensor.name))]
+    there = max(numbers, default=-1) + 1
+    for key, value in header.integers.items():
+        if key.endswith("block_count") and value > there:
+            raise _WrongError(f"{key} is {value}, but its tensors are those of {there} blocks")
 
 
 class _Reader:

@@ -63,7 +63,6 @@ def load_gguf(path: Path, dtype: torch.dtype) -> LoadedModel:
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError("gguf", "hf", "a GGUF model")
     header = _gguf_header(path)
-    check_layers(header.integers, len(header.tensors), str(path))
     elements = sum(tensor.elements for tensor in header.tensors)
     folder, file = path.parent, {"gguf_file": path.name}
     with quiet_transformers("a GGUF model") as transformers:
@@ -91,7 +90,7 @@ _SAFE: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False
 
 def model_class(transformers: Any, config: Any) -> Any:
     """The class that the config names, else the causal language model or the plain model of its type."""
-    for name in config.architectures or ():
+    for name in config.architectures if isinstance(config.architectures, list) else ():
         found = getattr(transformers, str(name), None)
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found

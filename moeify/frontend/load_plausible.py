@@ -10,20 +10,20 @@ from torch import nn
 
 from moeify.errors import InputError
 
-#: Names under which configs and GGUF keys hold a number of layers.
+#: Names under which configs hold a number of layers.
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
-           "num_encoder_layers", "block_count")  # fmt: skip
+           "num_encoder_layers")  # fmt: skip
 
-#: As many layers may share their weights (ALBERT), whatever the number of tensors.
-_SHARED = 1000
+#: As many layers may share their weights (ALBERT has up to 12), whatever the number of tensors.
+_SHARED = 100
 
 
 def check_layers(numbers: Mapping[str, Any], tensors: int, where: str) -> None:
-    """Raises InputError for more layers than there are tensors. numbers: of the config, by name or dotted key."""
+    """Raises InputError for more layers than there are tensors. numbers: of the config, by name."""
     for key, value in numbers.items():
         if isinstance(value, Mapping):
             check_layers(value, tensors, where)
-        elif key.rpartition(".")[2] in _LAYERS and isinstance(value, int) and value > max(tensors, _SHARED):
+        elif key in _LAYERS and isinstance(value, int) and value > max(tensors, _SHARED):
             raise InputError(f"{where}: {key} is {value}, but there are only {tensors} tensors; mend or download it again")
 
 
