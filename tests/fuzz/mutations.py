@@ -6,6 +6,7 @@ import copy
 import json
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -110,11 +111,12 @@ def zip_of(content: bytes, part: Callable[[bytes], st.SearchStrategy[bytes]] = d
         parts = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
 
     def zipped(index: int, new: bytes) -> bytes:
+        """The zip with another content of that part."""
         file = BytesIO()
         with zipfile.ZipFile(file, "w") as archive:
             for i, (name, old) in enumerate(parts):
                 archive.writestr(name, new if i == index else old)
         return file.getvalue()
 
-    each = [part(old).map(lambda new, i=i: zipped(i, new)) for i, (_, old) in enumerate(parts)]
+    each = [part(old).map(partial(zipped, i)) for i, (_, old) in enumerate(parts)]
     return st.one_of(each[:1] * 4 + each)  # the first holds the structure

@@ -154,7 +154,7 @@ def _safetensors(path: Path) -> None:
 
 
 ROWS = {"input": torch.arange(24.0).reshape(4, 6), "input_ids": torch.arange(8).reshape(4, 2)}
-ARRAYS = {name: value.numpy() for name, value in ROWS.items()}
+ARRAYS: dict[str, Any] = {name: value.numpy() for name, value in ROWS.items()}
 INDEX = {"metadata": {"total_size": 8}, "weight_map": {"a": "m.safetensors", "b": "n.safetensors"}}
 RECIPE = presets()["markers"].explicit(api.registry()).to_toml()
 LINES = "".join(json.dumps({"text": line, "n": 1}) + "\n" for line in TEXT.splitlines()[:6])
