@@ -102,7 +102,8 @@ def load_recipe(name: str | Path) -> Recipe:
     try:
         return Recipe.parse(path.read_text("utf-8"), str(path))
     except (OSError, ValueError) as error:  # a path with a zero, bytes that are no UTF-8
-        raise UsageError(f"recipe {path} cannot be read: {error}") from error
+        hint = f"; shipped recipes are {', '.join(known)}" if isinstance(error, FileNotFoundError) else ""
+        raise UsageError(f"recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}{hint}") from error
 
 
 def presets() -> dict[str, Recipe]:
