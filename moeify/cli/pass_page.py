@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from moeify.errors import UsageError
+from moeify.errors import MoeifyError, UsageError
+
+if TYPE_CHECKING:
+    from moeify.pipeline.registry import Registry
+
+#: Where a pass or strategy comes from that is no plug-in's.
+OWN = "moeify"
 
 
 @dataclass(frozen=True)
@@ -21,9 +28,10 @@ class OptionLine:
 
 @dataclass(frozen=True)
 class StrategyLine:
-    """A strategy of an option: the kind that names it, a sentence, the facts it needs, its own options."""
+    """A strategy of an option: the kind that names it, its package, a sentence, the facts it needs, its own options."""
 
     kind: str
+    package: str
     summary: str
     needs: tuple[str, ...]
     options: tuple[OptionLine, ...]
@@ -31,9 +39,10 @@ class StrategyLine:
 
 @dataclass(frozen=True)
 class PassPage:
-    """A pass. The facts are those of the pass with default options."""
+    """A pass. package: the plug-in that offers it, with its version. The facts are those with default options."""
 
     name: str
+    package: str
     rewrites: bool
     summary: str
     doc: str
@@ -47,11 +56,15 @@ class PassPage:
         return asdict(self)
 
 
-def pass_page(kind: type[Any]) -> PassPage:
-    """The page of a pass class."""
+def pass_page(registry: Registry, name: str) -> PassPage:
+    """The page of a pass. Raises UsageError where there is no such pass, or its plug-in cannot be loaded."""
+    from moeify.pipeline.registry import find_pass
+
+    kind = find_pass(registry, name)
     doc = inspect.getdoc(kind) or ""
     return PassPage(
         name=kind.name,
+        package=registry.offers.package(name) or OWN,
         rewrites=kind.rewrites,
         summary=_summary(doc),
         doc=doc,
@@ -59,22 +72,37 @@ def pass_page(kind: type[Any]) -> PassPage:
         uses=_facts(kind, "uses"),
         gives=_facts(kind, "gives"),
         keeps=_facts(kind, "keeps"),
-        options=_options(kind),
+        options=_options(kind, name, registry),
     )
 
 
-def _options(kind: type[Any]) -> tuple[OptionLine, ...]:
-    from moeify.pipeline.options import option_default, option_types, strategies, type_text
+def _options(kind: type[Any], where: str, registry: Registry) -> tuple[OptionLine, ...]:
+    from moeify.pipeline.options import option_default, option_types, type_text
 
     lines = []
     for name, annotation in option_types(kind).items():
-        found = [_strategy(strategy) for strategy in strategies(annotation).values()]
-        lines.append(OptionLine(name, type_text(annotation), _default_text(option_default(kind, name)), tuple(found)))
+        found = _strategies(annotation, f"{where}.{name}", registry)
+        text = type_text(annotation, [line.kind for line in found])
+        lines.append(OptionLine(name, text, _default_text(option_default(kind, name)), found))
     return tuple(lines)
 
 
-def _strategy(kind: type[Any]) -> StrategyLine:
-    return StrategyLine(kind.kind, _summary(inspect.getdoc(kind) or ""), _facts(kind, "needs"), _options(kind))
+def _strategies(annotation: Any, option: str, registry: Registry) -> tuple[StrategyLine, ...]:
+    """The option's own strategies, and those of plug-ins that can be loaded."""
+    from moeify.pipeline.options import strategies
+    from moeify.pipeline.registry import find_strategy
+
+    found = [_strategy(kind, OWN, option, registry) for kind in strategies(annotation).values()]
+    for name in registry.offers.kinds(option):
+        full = f"{option}.{name}"
+        with suppress(MoeifyError):
+            found.append(_strategy(find_strategy(registry, full), registry.offers.package(full) or OWN, option, registry))
+    return tuple(found)
+
+
+def _strategy(kind: type[Any], package: str, option: str, registry: Registry) -> StrategyLine:
+    summary = _summary(inspect.getdoc(kind) or "")
+    return StrategyLine(kind.kind, package, summary, _facts(kind, "needs"), _options(kind, option, registry))
 
 
 def _default_text(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from moeify.cli.options import Json, Quiet, Verbose
-from moeify.cli.pass_page import PassPage, pass_page
+from moeify.cli.pass_page import OWN, PassPage, pass_page
 from moeify.cli.screen import Screen
 from moeify.cli.working import working
 
@@ -22,21 +22,41 @@ def passes(
     screen = Screen(json, quiet, verbose)
     with working(screen):
         from moeify import api
-        from moeify.pipeline.registry import find_pass
 
-        table = api.registry()
-        pages = [pass_page(kind) for kind in (table.values() if name is None else [find_pass(table, name)])]
+        registry = api.registry()
+        faults = registry.faults() if name is None else {}
+        pages = [pass_page(registry, each) for each in (registry if name is None else [name]) if each not in faults]
     if json:
-        screen.data({"passes": [page.to_json() for page in pages]} if name is None else pages[0].to_json())
+        every = {"passes": [page.to_json() for page in pages], "faults": faults}
+        screen.data(every if name is None else pages[0].to_json())
     elif name is None:
-        rows = [(p.name, "rewrite" if p.rewrites else "analysis", p.summary) for p in pages]
-        screen.table(("pass", "kind", "what it does"), rows)
+        _list(pages, screen)
     else:
         _show(pages[0], screen)
+    for fault in () if json else faults.values():
+        screen.note(fault)
+
+
+def _list(pages: list[PassPage], screen: Screen) -> None:
+    """The passes, and the strategies that plug-ins add; where there are plug-ins, with the package of each."""
+    added = [
+        (strategy.kind, f"{page.name}.{option.name}", strategy.package, strategy.summary)
+        for page in pages
+        for option in page.options
+        for strategy in option.strategies
+        if strategy.package not in (OWN, page.package)
+    ]
+    rows = [(p.name, "rewrite" if p.rewrites else "analysis", p.package, p.summary) for p in pages]
+    if added or any(page.package != OWN for page in pages):
+        screen.table(("pass", "kind", "package", "what it does"), rows)
+        screen.table(("strategy", "option", "package", "what it does"), added)
+    else:
+        screen.table(("pass", "kind", "what it does"), [(name, kind, text) for name, kind, _, text in rows])
 
 
 def _show(page: PassPage, screen: Screen) -> None:
-    screen.line(f"{page.name} ({'rewrite' if page.rewrites else 'analysis'})")
+    source = "" if page.package == OWN else f", from {page.package}"
+    screen.line(f"{page.name} ({'rewrite' if page.rewrites else 'analysis'}{source})")
     screen.line()
     screen.line(page.doc)
     screen.line()
@@ -49,5 +69,6 @@ def _show(page: PassPage, screen: Screen) -> None:
     for option in page.options:
         for strategy in option.strategies:
             needs = f" Needs {', '.join(strategy.needs)}." if strategy.needs else ""
-            screen.line(f'\n{option.name} = {{ kind = "{strategy.kind}" }}: {strategy.summary}{needs}')
+            source = "" if strategy.package in (OWN, page.package) else f" From {strategy.package}."
+            screen.line(f'\n{option.name} = {{ kind = "{strategy.kind}" }}: {strategy.summary}{needs}{source}')
             screen.table(("option", "type", "default"), [(o.name, o.type, o.default) for o in strategy.options])

@@ -26,8 +26,7 @@ def recipes(
     if json and name is None:
         screen.data({"recipes": [{"name": r.name, "description": r.description} for r in found]})
     elif json:
-        recipe = found[0]
-        screen.data({"name": recipe.name, "description": recipe.description, "seed": recipe.seed, "pass": recipe.passes})
+        screen.data(found[0].to_plain())
     elif name is None:
         screen.table(("recipe", "description"), [(r.name, r.description) for r in found])
     else:

@@ -84,6 +84,9 @@ def _plainly(error: BaseException) -> tuple[str, int, str, str]:
         return "Terminated", 143, "terminated", "moeify: terminated"
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted", 130, "interrupted", "moeify: interrupted"
+    if isinstance(error, MemoryError):
+        text = "there is not enough memory; free some, or take less: --dtype bf16, fewer --tokens"
+        return name, 1, text, f"moeify: error: {text}"
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         return name, 1, text, f"moeify: error: {one_line(text)}"

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from moeify.errors import InputError, UsageError, did_you_mean
+from moeify.data.import_limit import import_limit
+from moeify.errors import InputError, MoeifyError, UsageError, did_you_mean
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -23,15 +24,17 @@ def is_importable_name(name: str) -> bool:
 def importable(name: str, what: str) -> Any:
     """The object named `package.module:attribute`; the module may also lie in the current directory.
 
-    what: what it is to be ("a data set"), for the messages. Importing runs the module's code.
+    what: what it is to be ("a data set"), for the messages. Importing runs the module's code, within `import_limit`.
     Raises UsageError where the name is malformed or names nothing, InputError where the module fails while it is imported.
     """
     if not is_importable_name(name):
         raise UsageError(f"{what}: {name!r} is no importable name; write package.module:callable")
     module, _, attributes = name.partition(":")
     try:
-        with _current_directory_last():
+        with _current_directory_last(), import_limit(f"{what}: importing {module}"):
             found: Any = importlib.import_module(module)
+    except MoeifyError:
+        raise
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise InputError(f"{what}: importing {module} failed: {error}") from error

@@ -71,7 +71,8 @@ class _Wanted:
 def _text(path: Path, kind: FileKind, tokenizer: Any, window: int, wanted: _Wanted) -> DataSet:
     if tokenizer is None:
         raise InputError(
-            f"{path}: is text, which needs a tokenizer; name its folder, or give tensors (.pt, .npz, .safetensors)"
+            f"{path}: is text, which needs a tokenizer, and the model brings none; put its files (tokenizer.json, ...) into "
+            "the model's folder, or give tensors (.pt, .npz, .safetensors)"
         )
     encoder = TextEncoder.of(tokenizer)
     encoder.content(window)

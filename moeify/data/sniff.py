@@ -54,7 +54,7 @@ def _by_magic(path: Path, head: bytes) -> FileKind | None:
     if head.startswith(b"PK\x03\x04"):
         try:
             names = zipfile.ZipFile(path).namelist()
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
             raise InputError(f"{path}: is damaged or cut short ({error}); write it again") from error
         if any(name.endswith("data.pkl") for name in names):
             return "pt"
@@ -70,10 +70,10 @@ def _by_suffix(path: Path, head: bytes) -> FileKind | None:
     suffix = path.suffix.lower()
     if suffix in _TENSOR_SUFFIXES:
         raise InputError(f"{path}: is damaged, or no {suffix} file at all; write it again")
-    if suffix in (".jsonl", ".ndjson"):
-        return "jsonl"
-    if suffix == ".txt":
-        return "text"
+    if suffix in (".txt", ".jsonl", ".ndjson"):
+        if b"\0" in head:
+            raise InputError(f"{path}: is not UTF-8 text (found the byte 0x00); convert it, for instance with iconv")
+        return "text" if suffix == ".txt" else "jsonl"
     if suffix in _NOT_PLAIN_TEXT or b"\0" in head or not _decodes(head):
         return None
     line, whole, _ = head.partition(b"\n")

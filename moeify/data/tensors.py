@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from moeify.data.data_set import batch_tensors
 from moeify.data.importable import one_line
 from moeify.data.sniff import FileKind
+from moeify.data.zip_sums import check_sums
 from moeify.errors import InputError
 from moeify.ir.model_graph import Batch
 
@@ -56,7 +58,11 @@ def row_batches(tensors: Batch, batch: int) -> Iterator[Batch]:
 def _read_pt(path: Path) -> Any:
     with path.open("rb") as file:
         mapped = file.read(2) == b"PK"
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    if mapped:
+        check_sums(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's advice for pickles that it did not write
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:

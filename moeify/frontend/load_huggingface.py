@@ -13,8 +13,11 @@ from torch import nn
 from moeify.data.importable import one_line
 from moeify.errors import InputError, MissingExtraError, MoeifyError
 from moeify.frontend.load_checks import check_finite, some
+from moeify.frontend.load_gguf_header import GgufHeader, read_gguf_header
 from moeify.frontend.load_huggingface_files import check_config, read_json, weight_files
+from moeify.frontend.load_plausible import check_floats, check_layers, check_parameters
 from moeify.frontend.load_quietly import quiet_transformers
+from moeify.frontend.load_safetensors import safetensors_contents
 from moeify.frontend.loaded import LoadedModel, SourceInfo, file_digest
 
 #: Files that make a tokenizer; without one of them there is none, whatever transformers would make up.
@@ -32,13 +35,18 @@ def load_huggingface(path: Path, dtype: torch.dtype) -> LoadedModel:
     """
     config = read_json(path / "config.json")
     weights = weight_files(path)
+    held = safetensors_contents(weights)
+    check_layers(config, held.tensors, str(path / "config.json"))
     with quiet_transformers("a Hugging Face model") as transformers:
         check_config(config, path, transformers)
         parsed = _or_input_error(path, lambda: transformers.AutoConfig.from_pretrained(path, **_SAFE))
-        model, notes = _load(model_class(transformers, parsed), path, path, dtype, {"use_safetensors": True})
+        cls = model_class(transformers, parsed)
+        _or_input_error(path, lambda: check_parameters(cls, parsed, held.elements, str(path / "config.json")))
+        model, notes = _load(cls, path, path, dtype, {"use_safetensors": True})
         tokenizer, remark = (
             _tokenizer(transformers, path, path) if any((path / n).is_file() for n in _TOKENIZER) else (None, None)
         )
+    check_floats(model, held.others, str(path))
     check_finite(model, str(path))
     source = SourceInfo(
         kind="huggingface",
@@ -54,10 +62,14 @@ def load_gguf(path: Path, dtype: torch.dtype) -> LoadedModel:
     """The model of a GGUF file, dequantized, without example inputs. Raises as `load_huggingface`."""
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError("gguf", "hf", "a GGUF model")
+    header = _gguf_header(path)
+    elements = sum(tensor.elements for tensor in header.tensors)
     folder, file = path.parent, {"gguf_file": path.name}
     with quiet_transformers("a GGUF model") as transformers:
         config = _or_input_error(path, lambda: transformers.AutoConfig.from_pretrained(folder, **file, **_SAFE))
-        model, notes = _load(model_class(transformers, config), path, folder, dtype, file)
+        cls = model_class(transformers, config)
+        _or_input_error(path, lambda: check_parameters(cls, config, elements, str(path)))
+        model, notes = _load(cls, path, folder, dtype, file)
         tokenizer, remark = _tokenizer(transformers, path, folder, file)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are plain numbers now, and may be saved as such
@@ -67,12 +79,18 @@ def load_gguf(path: Path, dtype: torch.dtype) -> LoadedModel:
     return LoadedModel(model, (), source, tokenizer, path, notes=tuple(n for n in (*notes, remark) if n))
 
 
+def _gguf_header(path: Path) -> GgufHeader:
+    from gguf import GGML_QUANT_SIZES
+
+    return read_gguf_header(path, GGML_QUANT_SIZES)
+
+
 _SAFE: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def model_class(transformers: Any, config: Any) -> Any:
     """The class that the config names, else the causal language model or the plain model of its type."""
-    for name in config.architectures or ():
+    for name in config.architectures if isinstance(config.architectures, list) else ():
         found = getattr(transformers, str(name), None)
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found

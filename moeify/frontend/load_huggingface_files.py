@@ -47,7 +47,7 @@ def weight_files(path: Path) -> tuple[Path, ...]:
     if any(name.startswith("pytorch_model") and name.endswith((".bin", ".bin.index.json")) for name in found):
         raise InputError(
             f"{path}: has its weights in pytorch_model.bin only, a pickle, which is not loaded; save them as safetensors first "
-            "(model.save_pretrained(FOLDER))"
+            "(where you trust it: load it with transformers, then model.save_pretrained(FOLDER))"
         )
     raise InputError(f"{path}: has a config.json but no weights: model.safetensors is missing")
 

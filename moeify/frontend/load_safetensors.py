@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -27,6 +29,28 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     check_safetensors(path)
     with _one_line(path):
         return dict(load_file(path))
+
+
+@dataclass(frozen=True)
+class Contents:
+    """tensors: how many. elements: the numbers in all of them. others: name -> type of those that are no floats."""
+
+    tensors: int
+    elements: int
+    others: Mapping[str, str]
+
+
+def safetensors_contents(paths: Iterable[Path]) -> Contents:
+    """What the headers of the .safetensors files among the paths say. Raises InputError where one is damaged."""
+    tensors, elements, others = 0, 0, {}
+    for path in (path for path in paths if path.suffix == ".safetensors"):
+        with _one_line(path), safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                part = file.get_slice(name)
+                tensors, elements = tensors + 1, elements + prod(part.get_shape())
+                if "F" not in (kind := part.get_dtype()):
+                    others[name] = kind
+    return Contents(tensors, elements, others)
 
 
 @contextmanager

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from moeify.data.zip_sums import check_sums
 from moeify.errors import InputError
 from moeify.frontend.load_checks import some
 from moeify.frontend.sniff import Kind
@@ -25,7 +25,7 @@ def read_torch_file(path: Path, kind: Kind) -> Any:
     files that hold objects of classes: only a state_dict loads.
     """
     if kind == "torch":
-        _check_sums(path)
+        check_sums(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's advice for pickles that it did not write
         try:
@@ -34,17 +34,6 @@ def read_torch_file(path: Path, kind: Kind) -> Any:
             raise InputError(_refusal(path, str(error))) from error
         except Exception as error:  # torch.load raises OSError, KeyError, EOFError, RuntimeError, ... for damaged files
             raise InputError(f"{path}: is no whole file of torch.save; copy it again, or {_SAVE_HINT}") from error
-
-
-def _check_sums(path: Path) -> None:
-    """torch.load does not look at a zip's checksums: a flipped bit in a weight would pass."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{path}: is a damaged zip archive ({error}); copy or download it again") from error
-    if damaged is not None:
-        raise InputError(f"{path}: is damaged: the checksum of its part {damaged} is wrong; copy or download it again")
 
 
 def _refusal(path: Path, message: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,9 @@ Kind = Literal[
 #: A safetensors header of more bytes is refused by the format's own reader.
 _LONGEST_HEADER = 100_000_000
 
+#: Suffixes of files: a path that ends so is no name on the hub.
+_FILES = frozenset({".pt", ".pth", ".bin", ".safetensors", ".gguf", ".onnx", ".pt2"})
+
 _ONNX_FIELDS = {b"\x12", b"\x1a", b"\x22", b"\x28", b"\x32", b"\x3a", b"\x42"}
 
 
@@ -31,12 +35,22 @@ def sniff(path: Path) -> Kind:
         with path.open("rb") as file:
             head = file.read(64)
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file or folder; models are read from disk, nothing is downloaded") from error
+        raise InputError(
+            f"{path}: no such file or folder; models are read from disk, nothing is downloaded{_hub(path)}"
+        ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not head:
         raise InputError(f"{path}: is an empty file")
     return _zip_kind(path) if head.startswith(b"PK") else _file_kind(head)
+
+
+def _hub(path: Path) -> str:
+    """What to do where the path reads like a model's name on the Hugging Face hub."""
+    name = re.fullmatch(r"[\w.-]+/([\w.-]+)", str(path))
+    if name is None or Path(name[1]).suffix in _FILES:
+        return ""
+    return f": hf download {path} --local-dir {name[1]}, then give the folder {name[1]}"
 
 
 def _folder_kind(path: Path) -> Kind:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from moeify.errors import UsageError, did_you_mean
+from moeify.pipeline.offers import NO_OFFERS, Offers
 
 
-def from_options(kind: type[Any], options: Mapping[str, Any], where: str) -> Any:
+def from_options(kind: type[Any], options: Mapping[str, Any], where: str, offers: Offers = NO_OFFERS) -> Any:
     """An instance of the dataclass `kind` from plain values, types checked, strategies built from {kind = ...}.
 
-    Raises UsageError naming the option (`where.option`), the value and what is allowed.
+    offers: strategies that installed packages add. Raises UsageError naming the option (`where.option`), the value and what
+    is allowed.
     """
     known = option_types(kind)
     arguments = {}
@@ -21,7 +23,7 @@ def from_options(kind: type[Any], options: Mapping[str, Any], where: str) -> Any
         if name not in known:
             hint = did_you_mean(name, known) if known else "it takes no options"
             raise UsageError(f"{where} has no option {name!r}: {hint}")
-        arguments[name] = _coerce(value, known[name], f"{where}.{name}")
+        arguments[name] = _coerce(value, known[name], f"{where}.{name}", offers)
     for spec in fields(kind):
         if spec.name not in arguments and _default(spec) is MISSING:
             raise UsageError(f"{where}.{spec.name} is missing: it has no default")
@@ -57,9 +59,15 @@ def strategies(annotation: Any) -> dict[str, type[Any]]:
     return {cast(Any, member).kind: cast(type[Any], member) for member in found}
 
 
-def type_text(annotation: Any) -> str:
-    """How an option's type is shown: `int or none`, `one | softmax`, `random | balanced-k-means`."""
-    return " or ".join(dict.fromkeys(_member_text(member) for member in _members(annotation)))
+def contract_of(annotation: Any) -> type[Any] | None:
+    """The protocol that other packages' strategies keep, where the annotation has one: then the option is open to them."""
+    return next((cast(type[Any], member) for member in _members(annotation) if getattr(member, "_is_protocol", False)), None)
+
+
+def type_text(annotation: Any, offered: Iterable[str] = ()) -> str:
+    """How an option's type is shown: `int or none`, `one | softmax`, `random | balanced-k-means` and what kinds are offered."""
+    closed = [member for member in _members(annotation) if member is not contract_of(annotation)]
+    return " or ".join(dict.fromkeys((*map(_member_text, closed), *offered)))
 
 
 def _default(spec: Field[Any]) -> Any:
@@ -78,19 +86,23 @@ def _member_text(member: Any) -> str:
     return str(getattr(member, "kind", getattr(member, "__name__", member)))
 
 
-def _coerce(value: Any, annotation: Any, where: str) -> Any:
-    kinds = strategies(annotation)
-    if kinds and isinstance(value, str):
+def _coerce(value: Any, annotation: Any, where: str, offers: Offers) -> Any:
+    own = strategies(annotation)
+    offered = offers.kinds(where) if contract_of(annotation) else []
+    if own and isinstance(value, str):
         value = {"kind": value}
-    if kinds and isinstance(value, Mapping):
+    if own and isinstance(value, Mapping):
         kind = value.get("kind")
-        if kind not in kinds:
-            raise UsageError(f"{where} has no strategy {kind!r}: {did_you_mean(str(kind), kinds)}")
-        return from_options(kinds[kind], {k: v for k, v in value.items() if k != "kind"}, where)
+        full = f"{where}.{kind}"
+        found = offers.find(full, own, contract_of(annotation))
+        if found is None:
+            hint = offers.unknown(full) or did_you_mean(str(kind), (*own, *offered))
+            raise UsageError(f"{where} has no strategy {kind!r}: {hint}")
+        return from_options(found, {k: v for k, v in value.items() if k != "kind"}, where, offers)
     for member in _members(annotation):
         if _fits(value, member):
             return None if member is type(None) else float(value) if member is float else value
-    raise UsageError(f"{where} is {value!r}: give {type_text(annotation)}")
+    raise UsageError(f"{where} is {value!r}: give {type_text(annotation, offered)}")
 
 
 def _fits(value: Any, member: Any) -> bool:

@@ -41,6 +41,15 @@ def test_the_traceback_comes_with_verbose(moeify: Run, monkeypatch: pytest.Monke
     assert done.err.splitlines()[-1].startswith("moeify: internal error: ZeroDivisionError")
 
 
+def test_too_little_memory_is_no_bug(moeify: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*args: Any, **kwargs: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(api, "convert", too_large)
+    expected = "moeify: error: there is not enough memory; free some, or take less: --dtype bf16, fewer --tokens\n"
+    assert moeify(CONVERT) == Outcome(1, "", expected)
+
+
 @pytest.mark.parametrize(
     ("caption", "line", "code", "kind"),
     [

@@ -1,19 +1,26 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from installed import install
 from moeify.errors import UsageError
-from moeify.pipeline.options import from_options, option_default, option_types, strategies, to_options, type_text
-
-
-@dataclass(frozen=True)
-class Plain:
-    kind: ClassVar[str] = "plain"
+from moeify.pipeline.offers import STRATEGIES, find_offers
+from moeify.pipeline.options import (
+    contract_of,
+    from_options,
+    option_default,
+    option_types,
+    strategies,
+    to_options,
+    type_text,
+)
+from pipeline.roads import Far, Open, Plain, Way
 
 
 @dataclass(frozen=True)
@@ -135,3 +142,56 @@ def test_types_defaults_and_strategies_are_told() -> None:
     assert option_default(Needy, "size") is MISSING
     assert strategies(types["by"]) == {"plain": Plain, "weighted": Weighted}
     assert strategies(types["limit"]) == {}
+
+
+def offer(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    points = {STRATEGIES: dict.fromkeys(names, "pipeline.roads:Far")}
+    install(folder, monkeypatch, "roads", points)
+
+
+def test_an_open_option_takes_strategies_of_other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(tmp_path, monkeypatch, "open.by.far")
+    made = from_options(Open, {"by": {"kind": "far", "miles": 3}}, "open", find_offers())
+    assert made == Open(by=Far(3))
+    assert from_options(Open, {"by": Far(2)}, "open") == Open(by=Far(2)), "an instance needs no entry point"
+    assert to_options(made) == {"by": {"kind": "far", "miles": 3}}
+    annotation = option_types(Open)["by"]
+    assert contract_of(annotation) is Way
+    assert (type_text(annotation), type_text(annotation, ["far"])) == ("plain", "plain or far")
+
+
+@pytest.mark.parametrize(
+    ("caption", "names", "kind", "value", "message"),
+    [
+        ("nothing installed", (), Open, "far", "by has no strategy 'far': known: plain"),
+        ("a misspelt name", ("sample.by.far",), Open, "fahr", "by has no strategy 'fahr': did you mean 'far'?"),
+        ("an offer for another option", ("sample.with.far",), Open, "far", "by has no strategy 'far': known: plain"),
+        ("an offer for a closed option", ("sample.by.far",), Sample, "far", "by has no strategy 'far': known: plain, weighted"),
+        ("a number", ("sample.by.far",), Open, 3, "by is 3: give plain or far"),
+        ("an option that it has not", ("sample.by.far",), Open, {"kind": "far", "mile": 1},
+         "by has no option 'mile': did you mean 'miles'?"),
+        ("a wrong type", ("sample.by.far",), Open, {"kind": "far", "miles": "x"}, "by.miles is 'x': give int"),
+    ],
+)  # fmt: skip
+def test_what_no_package_offers_there_is_refused(
+    caption: str,
+    names: tuple[str, ...],
+    kind: type[Any],
+    value: Any,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    offer(tmp_path, monkeypatch, *names)
+    with pytest.raises(UsageError) as error:
+        from_options(kind, {"by": value}, "sample", find_offers())
+    assert str(error.value) == f"sample.{message}", caption
+
+
+def test_an_offered_strategy_of_a_name_that_is_taken_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(tmp_path, monkeypatch, "open.by.plain")
+    with pytest.raises(UsageError) as error:
+        from_options(Open, {"by": "plain"}, "open", find_offers())
+    assert str(error.value) == (
+        "the strategy 'plain' of open.by comes from moeify itself and from roads 1.0: uninstall roads 1.0, or rename it there"
+    )

@@ -53,7 +53,7 @@ def test_a_recipe_builds_its_pipeline() -> None:
         ("no TOML", "name = ", "r.toml is not valid TOML: Invalid value (at end of document)"),
         (
             "an unknown key", 'nam = "x"\n[[pass]]\nname = "find-things"',
-            "r.toml has an unknown key 'nam': known are name, description, seed and [[pass]] tables",
+            "r.toml has an unknown key 'nam': known are name, description, seed, plugins and [[pass]] tables",
         ),
         ("no passes", 'name = "x"', "r.toml has no [[pass]] tables: a recipe is a list of passes"),
         ("nothing at all", "", "r.toml has no [[pass]] tables: a recipe is a list of passes"),
@@ -62,6 +62,8 @@ def test_a_recipe_builds_its_pipeline() -> None:
         ("a negative seed", 'seed = -1\n[[pass]]\nname = "x"', "r.toml: seed is -1: give a whole number from 0"),
         ("a yes for a seed", 'seed = true\n[[pass]]\nname = "x"', "r.toml: seed is True: give a whole number from 0"),
         ("a text for a seed", 'seed = "1"\n[[pass]]\nname = "x"', "r.toml: seed is '1': give a whole number from 0"),
+        ("plug-ins that are numbers", 'plugins = {x = 1}\n[[pass]]\nname = "x"',
+         "r.toml: plugins is {'x': 1}: give a table of names and the packages that they come from"),
     ],
 )  # fmt: skip
 def test_a_text_that_is_no_recipe_is_refused(caption: str, text: str, message: str) -> None:
@@ -122,9 +124,12 @@ LOOPS = st.tuples(st.text(min_size=1), st.lists(STEPS, min_size=1, max_size=3)).
     description=st.text(),
     seed=st.integers(0, 2**63 - 1),
     steps=st.lists(STEPS | LOOPS, min_size=1, max_size=4),
+    plugins=st.dictionaries(st.text(), st.text(), max_size=2),
 )
-def test_a_recipe_goes_to_toml_and_back(name: str, description: str, seed: int, steps: list[dict[str, Any]]) -> None:
-    recipe = Recipe(name, tuple(steps), description, seed)
+def test_a_recipe_goes_to_toml_and_back(
+    name: str, description: str, seed: int, steps: list[dict[str, Any]], plugins: dict[str, str]
+) -> None:
+    recipe = Recipe(name, tuple(steps), description, seed, plugins)
     assert Recipe.parse(recipe.to_toml(), "round trip") == recipe
 
 

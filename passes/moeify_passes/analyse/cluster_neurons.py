@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from moeify.errors import UsageError
+from moeify.errors import ConversionError, UsageError
 from moeify.ir.facts import ActivationSample, Fact, FeedForwards, NeuronGroups
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
@@ -20,6 +20,7 @@ from moeify_passes.experts.balanced_k_means import BalancedKMeans
 from moeify_passes.experts.expert_sizes import expert_sizes
 from moeify_passes.experts.markers import marker_rates
 from moeify_passes.experts.random import Random
+from moeify_passes.strategies import ExpertStrategy
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,9 @@ class ClusterNeurons:
     experts: int = 16
     shared_experts: int = 0
     unequal: bool = False
-    by: Random | BalancedKMeans | ActivationMarkers = field(default_factory=BalancedKMeans)
+    by: Random | BalancedKMeans | ActivationMarkers | ExpertStrategy = field(default_factory=BalancedKMeans)
 
     name: ClassVar[str] = "cluster-neurons"
-    uses: ClassVar[tuple[type[Fact], ...]] = ()
     gives: ClassVar[tuple[type[Fact], ...]] = (NeuronGroups,)
     keeps: ClassVar[tuple[type[Fact], ...]] = ()
     rewrites: ClassVar[bool] = False
@@ -53,13 +53,18 @@ class ClusterNeurons:
         sample = (ActivationSample,) if self.shared_experts else ()
         return tuple(dict.fromkeys((FeedForwards, *self.by.needs, *sample)))
 
+    @property
+    def uses(self) -> tuple[type[Fact], ...]:
+        return self.by.uses
+
     def run(self, graph: ModelGraph, context: PassContext) -> bool:
         """Gives NeuronGroups. Raises UsageError where the neurons of a site cannot be cut into such parts."""
         sizes = [expert_sizes(site, self.experts, self.shared_experts, self.unequal) for site in graph.sites]
         for site, (shared_size, expert_size) in zip(graph.sites, sizes):
             shared = self._shared(site, shared_size, context)
             routed = torch.ones(site.neurons, dtype=torch.bool).index_fill_(0, shared, False).nonzero().flatten()
-            context.put(site, NeuronGroups(self.by.group(site, routed, expert_size, context), shared))
+            groups = self.by.group(site, routed, expert_size, context)
+            context.put(site, NeuronGroups(_as_asked(site, groups, routed, expert_size), shared))
         return False
 
     def foresee(self, site: FeedForward, config: MoEConfig | None) -> MoEConfig:
@@ -75,3 +80,13 @@ class ClusterNeurons:
         inputs = context.get(site, ActivationSample).inputs
         rates = marker_rates(site, inputs, marking.top, marking.weighted)
         return rates.argsort(descending=True, stable=True)[:size].sort().values
+
+
+def _as_asked(site: FeedForward, groups: tuple[Tensor, ...], neurons: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """The groups. Raises ConversionError where a strategy gave others than it was asked for."""
+    found = tuple(len(group) for group in groups)
+    if found != sizes or not torch.equal(torch.cat(groups).sort().values, neurons):
+        raise ConversionError(
+            f"{site.path}: cluster-neurons.by gave groups of {found} neurons; asked for were {sizes}, each neuron in one group"
+        )
+    return groups

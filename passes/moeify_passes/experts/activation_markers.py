@@ -34,6 +34,7 @@ class ActivationMarkers:
 
     kind: ClassVar[str] = "activation-markers"
     needs: ClassVar[tuple[type[Fact], ...]] = (ActivationSample,)
+    uses: ClassVar[tuple[type[Fact], ...]] = ()
 
     def __post_init__(self) -> None:
         if self.top <= 0 or (isinstance(self.top, float) and self.top > 1):

@@ -30,6 +30,7 @@ class BalancedKMeans:
 
     kind: ClassVar[str] = "balanced-k-means"
     needs: ClassVar[tuple[type[Fact], ...]] = ()
+    uses: ClassVar[tuple[type[Fact], ...]] = ()
 
     def __post_init__(self) -> None:
         if self.rows not in ("key", "up", "down"):

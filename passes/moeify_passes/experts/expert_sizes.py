@@ -23,7 +23,7 @@ def expert_sizes(site: FeedForward, experts: int, shared_experts: int, unequal: 
         also = f" and {shared_experts} shared" if shared_experts else ""
         raise UsageError(
             f"experts is {experts}{also}: the {neurons} neurons of {site.path} do not divide by {parts}; "
-            f"choose {' or '.join(map(str, near))} experts, or set unequal = true"
+            f"choose {' or '.join(map(str, near))} experts, or parts that differ by one (cluster-neurons.unequal=true)"
         )
     shared = round(neurons * shared_experts / parts)
     size, rest = divmod(neurons - shared, experts)

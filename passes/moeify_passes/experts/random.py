@@ -19,6 +19,7 @@ class Random:
 
     kind: ClassVar[str] = "random"
     needs: ClassVar[tuple[type[Fact], ...]] = ()
+    uses: ClassVar[tuple[type[Fact], ...]] = ()
 
     def group(self, site: FeedForward, neurons: Tensor, sizes: tuple[int, ...], context: PassContext) -> tuple[Tensor, ...]:
         """Groups of `neurons` (int64 indices) of those sizes."""

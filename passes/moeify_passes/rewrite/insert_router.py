@@ -23,6 +23,7 @@ from moeify_passes.rewrite.same_spec import same_spec
 from moeify_passes.routers.average_key import AverageKey
 from moeify_passes.routers.norm_regression import NormRegression
 from moeify_passes.routers.router_share import measure_router
+from moeify_passes.strategies import RouterStrategy
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,9 @@ class InsertRouter:
     active: float | None = None
     gate: GateRule = "one"
     normalize: bool = False
-    by: AverageKey | NormRegression = field(default_factory=AverageKey)
+    by: AverageKey | NormRegression | RouterStrategy = field(default_factory=AverageKey)
 
     name: ClassVar[str] = "insert-router"
-    uses: ClassVar[tuple[type[Fact], ...]] = (ActivationSample,)
     gives: ClassVar[tuple[type[Fact], ...]] = (Routing,)
     keeps: ClassVar[tuple[type[Fact], ...]] = (ActivationSample, NeuronStatistics, NeuronGroups, Experts)
     rewrites: ClassVar[bool] = True
@@ -59,6 +59,10 @@ class InsertRouter:
     @property
     def needs(self) -> tuple[type[Fact], ...]:
         return (Experts, *self.by.needs)
+
+    @property
+    def uses(self) -> tuple[type[Fact], ...]:
+        return tuple(dict.fromkeys((ActivationSample, *self.by.uses)))
 
     def run(self, graph: ModelGraph, context: PassContext) -> bool:
         """Writes router, gate rule and top_k; compensation made for another routing is taken out.

@@ -25,6 +25,7 @@ class AverageKey:
 
     kind: ClassVar[str] = "average-key"
     needs: ClassVar[tuple[type[Fact], ...]] = ()
+    uses: ClassVar[tuple[type[Fact], ...]] = ()
 
     def shape(self, config: MoEConfig) -> RouterConfig:
         """The router's shape in front of a layer of that shape."""

@@ -42,6 +42,7 @@ class NormRegression:
 
     kind: ClassVar[str] = "norm-regression"
     needs: ClassVar[tuple[type[Fact], ...]] = (ActivationSample,)
+    uses: ClassVar[tuple[type[Fact], ...]] = ()
 
     def __post_init__(self) -> None:
         if self.width is not None and self.width < 0:

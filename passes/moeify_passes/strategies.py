@@ -1,0 +1,49 @@
+"""What a strategy is, for those of other packages: a frozen dataclass that keeps one of these contracts."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from moeify.ir.facts import Fact
+from moeify.ir.feed_forward import FeedForward
+from moeify.ir.moe_config import MoEConfig, RouterConfig
+from moeify.ir.moe_spec import MoESpec, Router
+from moeify.pipeline.context import PassContext
+
+
+@runtime_checkable
+class ExpertStrategy(Protocol):
+    """Decides which neurons make an expert: `by` of cluster-neurons. kind: the name in recipes. needs, uses: as of a pass."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def needs(self) -> tuple[type[Fact], ...]: ...
+    @property
+    def uses(self) -> tuple[type[Fact], ...]: ...
+
+    def group(self, site: FeedForward, neurons: Tensor, sizes: tuple[int, ...], context: PassContext) -> tuple[Tensor, ...]:
+        """Groups of `neurons` (int64 indices, those of the routed experts) of those sizes, each neuron in one of them."""
+        ...
+
+
+@runtime_checkable
+class RouterStrategy(Protocol):
+    """Decides where scores come from: `by` of insert-router. kind: the name in recipes. needs, uses: as of a pass."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def needs(self) -> tuple[type[Fact], ...]: ...
+    @property
+    def uses(self) -> tuple[type[Fact], ...]: ...
+
+    def shape(self, config: MoEConfig) -> RouterConfig:
+        """The router's shape in front of a layer of that shape."""
+        ...
+
+    def route(self, site: FeedForward, spec: MoESpec, context: PassContext) -> Router:
+        """The router for the spec's experts, of the shape that `shape` says."""
+        ...
