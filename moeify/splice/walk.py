@@ -14,6 +14,7 @@ from moeify.frontend.match import Call, Found
 from moeify.frontend.trace import Traced
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import Batch
+from moeify.layers.channels import OverChannels, features_last
 from moeify.layers.moe_layer import MoELayer
 from moeify.splice.spill import SpilledList, Values
 
@@ -99,7 +100,8 @@ class GraphWalk:
             node = self._nodes[i]
             if node in outputs:
                 call, layer = outputs[node]
-                values[node.name] = layer(self._value(call.x, values))
+                run = OverChannels(layer) if call.channels else layer
+                values[node.name] = run(self._value(call.x, values))
             elif node.op == "call_function" and node not in inside:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._value(n, values))
                 values[node.name] = node.target(*args, **kwargs)
@@ -124,6 +126,7 @@ class GraphWalk:
 
     def _tokens(self, values: Values, call: Call, number: int) -> Tensor:
         x: Tensor = self._value(call.x, values)
+        x = features_last(x) if call.channels else x
         x = x.reshape(-1, x.shape[-1]).cpu()
         mask = self._masks[number]
         return x[mask] if mask is not None and len(mask) == len(x) else x

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from converted import EXPERTS, call, opened
 from moeify.frontend.load_model import load_model
 from moeify.ir.facts import Fact, NeuronGroups
+from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
+from moeify.layers.channels import features_last
 from moeify.pipeline.context import PassContext
 from moeify.pipeline.each_layer import EachLayer
 from moeify.pipeline.pipeline import Pipeline
@@ -23,7 +25,10 @@ from moeify_passes.rewrite.insert_router import InsertRouter
 from moeify_passes.rewrite.split_experts import SplitExperts
 from zoo import ZOO, Zoo
 
-WALKED = ("albert", "bart", "bert", "encoder-pre-gelu", "gpt2", "llama", "mixer", "phi3", "t5", "vit")
+WALKED = (
+    "albert", "bart", "bert", "conv-1d", "conv-2d", "encoder-pre-gelu", "gpt2", "llama", "mixer", "phi3", "squeezebert", "t5",
+    "vit",
+)  # fmt: skip
 
 
 class Listen:
@@ -53,8 +58,9 @@ def eager_inputs(zoo: Zoo, graph: ModelGraph, batches: list[Any]) -> dict[str, l
     for site in graph.sites:
         owner = zoo.model.get_submodule(site.up.parameter.rpartition(".")[0])
 
-        def hear(module: nn.Module, args: tuple[Tensor, ...], path: str = site.path) -> None:
-            heard[path].append(args[0].detach().reshape(-1, args[0].shape[-1]).clone())
+        def hear(module: nn.Module, args: tuple[Tensor, ...], site: FeedForward = site) -> None:
+            x = features_last(args[0]) if site.rewrite.channels else args[0]
+            heard[site.path].append(x.detach().reshape(-1, site.hidden).clone())
 
         hooks.append(owner.register_forward_pre_hook(hear))
     for batch in batches:
