@@ -14,7 +14,7 @@ from moeify.frontend.trace_check import check_example, check_other_shapes, run_e
 from moeify.frontend.trace_compare import one_line
 from moeify.frontend.trace_export import exported
 from moeify.frontend.trace_lift import lifted_program
-from moeify.frontend.trace_shapes import without_ones
+from moeify.frontend.trace_shapes import distinct, without_ones
 from moeify.frontend.trace_state import tracing_state, watch_modules
 from moeify.frontend.traced import Traced
 from moeify.ir.model_graph import Batch
@@ -32,7 +32,7 @@ def trace(model: nn.Module, example: Batch) -> Traced:
     """
     with tracing_state(model), torch.random.fork_rng(devices=[]):
         with watch_modules(model) as plain:
-            example, expected = _runnable(model, _on_device(example, model))
+            example, expected = _runnable(model, _on_device(distinct(example), model))
         found = replace(_traced(model, example), plain_modules=plain())
         check_example(found, model, example, expected)
         if found.notes:

@@ -129,16 +129,21 @@ def test_padding_is_left_out() -> None:
     assert {len(torch.cat(inputs)) for inputs in listen.heard.values()} == {int(mask.sum())}
 
 
-def test_the_mask_of_one_stream_is_not_laid_on_another() -> None:
-    """In an encoder-decoder attention_mask is the encoder's: no token of the decoder is left out by it."""
+@pytest.mark.parametrize("own", [False, True], ids=["encoder's alone", "both streams'"])
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_in_an_encoder_decoder_each_stream_has_its_own_padding(name: str, own: bool) -> None:
+    """Both streams are equally long here: a mask on the wrong one would not show by its size."""
     listen = Listen()
-    zoo = ZOO["t5"]()
+    zoo = ZOO[name]()
     assert isinstance(zoo.example, dict)
     ids = zoo.example["decoder_input_ids"]
-    mask = torch.ones_like(ids)
-    mask[0, 2:] = 0
-    pipeline = Pipeline((FindFeedForward(), EachLayer((listen,))))
-    traced = zoo.example | {"attention_mask": mask}
-    graph = ModelGraph(EagerHost(load_model(zoo.model, example=traced | {"input_ids": ids})))
-    pipeline.run(graph, [traced | {"input_ids": ids}])
-    assert {len(torch.cat(inputs)) for inputs in listen.heard.values()} == {ids.numel()}
+    masks = {"attention_mask": torch.ones_like(ids)}
+    masks["attention_mask"][0, 2:] = 0
+    if own:
+        masks["decoder_attention_mask"] = torch.ones_like(ids)
+        masks["decoder_attention_mask"][1, 4:] = 0
+    batch = {"input_ids": ids, "decoder_input_ids": ids, **masks}
+    graph = ModelGraph(EagerHost(load_model(zoo.model, example=batch)))
+    Pipeline((FindFeedForward(), EachLayer((listen,)))).run(graph, [batch])
+    found = {path.removeprefix("model.").split(".")[0]: len(torch.cat(inputs)) for path, inputs in listen.heard.items()}
+    assert found == {"encoder": ids.numel() - 3, "decoder": ids.numel() - own}

@@ -71,15 +71,19 @@ def _tokens(ids: Tensor, batch: int, tokens: int) -> Array:
 
 
 def flat_trials(interface: Interface, session: Any) -> Iterator[Trial]:
-    """The example; another batch; another length, where the file leaves it free."""
+    """The example; padded, where there is a mask of tokens; another batch; other lengths, where the file leaves them free."""
     dims = {value.name: value.shape for value in session.get_inputs()}
-    changes: list[tuple[str, Mapping[str, int]]] = [("the example", {}), ("batch + 1", {"batch": 1})]
-    changes += [("batch + 1, length + 3", {"batch": 1, "length": 3}), ("length - 1", {"length": -1})]
-    seen = []
-    for name, change in changes:
-        inputs = {key: _resized(tensor, dims.get(key, []), change) for key, tensor in zip(interface.inputs, interface.example)}
+    example = dict(zip(interface.inputs, interface.example))
+    seen: list[list[torch.Size]] = []
+    for name, change in (*_changes(dims), ("padding", {})):
+        inputs = {key: _resized(tensor, dims.get(key, []), change) for key, tensor in example.items()}
         shapes = [tensor.shape for tensor in inputs.values()]
-        if shapes in seen:
+        if name == "padding":
+            mask = inputs.get("attention_mask")
+            if mask is None or mask.ndim != 2 or mask.is_floating_point() or mask.shape[1] < 3:
+                continue
+            mask[0, -2:] = 0
+        elif shapes in seen:
             continue
         seen.append(shapes)
 
@@ -93,11 +97,22 @@ def flat_trials(interface: Interface, session: Any) -> Iterator[Trial]:
         yield name, eager, exported
 
 
+def _changes(dims: Mapping[str, list[Any]]) -> Iterator[tuple[str, Mapping[str, int]]]:
+    """A name, and by how much axes of that name become longer."""
+    lengths = {dim for shape in dims.values() for dim in shape[1:] if isinstance(dim, str)}
+    yield "the example", {}
+    yield "batch + 1", {"batch": 1}
+    yield "batch + 1, length + 3", {"batch": 1} | dict.fromkeys(lengths, 3)
+    yield "length - 1", dict.fromkeys(lengths, -1)
+    if len(lengths) > 1:
+        yield from ((f"{length} + 2", {length: 2}) for length in sorted(lengths))
+
+
 def _resized(tensor: Tensor, dims: list[Any], change: Mapping[str, int]) -> Tensor:
     """Free axes longer or shorter; the values are the example's own, in another order."""
     for axis, dim in enumerate(dims):
-        more = change.get("batch" if axis == 0 else "length", 0)
-        if isinstance(dim, str) and more and tensor.shape[axis] + more > 0:
+        more = change.get(dim, 0) if isinstance(dim, str) else 0
+        if more and tensor.shape[axis] + more > 0:
             size = tensor.shape[axis]
             tensor = tensor.index_select(axis, torch.arange(size + more).flip(0) % size)
     return tensor.contiguous()
