@@ -19,7 +19,7 @@ from zoo_building import Zoo, built, ids, values
 from zoo_huggingface import ARCHITECTURES, build
 from zoo_own import OWN
 
-__all__ = ["WITHOUT_SITES", "WITH_SITES", "WRITERS", "ZOO", "Zoo", "built", "ids", "values"]
+__all__ = ["EXPORTED", "WITHOUT_SITES", "WITH_SITES", "WRITERS", "ZOO", "Zoo", "built", "ids", "values"]
 
 
 def _huggingface(name: str) -> Zoo:
@@ -47,6 +47,9 @@ ZOO: Mapping[str, Callable[[], Zoo]] = MappingProxyType({name: partial(_huggingf
 #: Models whose every feed-forward network is refused, or that have none.
 WITHOUT_SITES = tuple(name for name, row in ARCHITECTURES.items() if not row.sites)
 WITH_SITES = tuple(name for name in ZOO if name not in WITHOUT_SITES)
+
+#: Models that a test exports to ONNX and compares there: converted, or dense where nothing can be converted.
+EXPORTED = tuple(ZOO)
 
 #: Models that write text by `generate`.
 WRITERS = tuple(name for name, row in ARCHITECTURES.items() if row.text)

@@ -71,21 +71,9 @@ def _tokens(ids: Tensor, batch: int, tokens: int) -> Array:
 
 
 def flat_trials(interface: Interface, session: Any) -> Iterator[Trial]:
-    """The example; padded, where there is a mask of tokens; another batch; other lengths, where the file leaves them free."""
+    """The example; another batch; other lengths, where the file leaves them free; padded, where there is a mask of tokens."""
     dims = {value.name: value.shape for value in session.get_inputs()}
-    example = dict(zip(interface.inputs, interface.example))
-    seen: list[list[torch.Size]] = []
-    for name, change in (*_changes(dims), ("padding", {})):
-        inputs = {key: _resized(tensor, dims.get(key, []), change) for key, tensor in example.items()}
-        shapes = [tensor.shape for tensor in inputs.values()]
-        if name == "padding":
-            mask = inputs.get("attention_mask")
-            if mask is None or mask.ndim != 2 or mask.is_floating_point() or mask.shape[1] < 3:
-                continue
-            mask[0, -2:] = 0
-        elif shapes in seen:
-            continue
-        seen.append(shapes)
+    for name, inputs in _flat_inputs(dict(zip(interface.inputs, interface.example)), dims):
 
         def eager(inputs: dict[str, Tensor] = inputs) -> list[Array]:
             return [_array(tensor) for tensor in interface.module(*inputs.values())]
@@ -95,6 +83,21 @@ def flat_trials(interface: Interface, session: Any) -> Iterator[Trial]:
             return list(session.run(None, feeds))
 
         yield name, eager, exported
+
+
+def _flat_inputs(example: dict[str, Tensor], dims: Mapping[str, list[Any]]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    seen: list[list[torch.Size]] = []
+    for name, change in _changes(dims):
+        inputs = {key: _resized(tensor, dims.get(key, []), change) for key, tensor in example.items()}
+        shapes = [tensor.shape for tensor in inputs.values()]
+        if shapes not in seen:
+            seen.append(shapes)
+            yield name, inputs
+    mask = example.get("attention_mask", torch.empty(0))
+    if mask.ndim == 2 and not mask.is_floating_point() and mask.shape[1] > 2:
+        padded = mask.clone()
+        padded[0, -2:] = 0
+        yield "padding", example | {"attention_mask": padded}
 
 
 def _changes(dims: Mapping[str, list[Any]]) -> Iterator[tuple[str, Mapping[str, int]]]:
