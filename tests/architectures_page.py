@@ -17,7 +17,8 @@ What `moeify inspect` finds in small random models of each architecture (one to 
 how the converted model holds the MoE layer ([four ways](decisions/0001-four-ways-of-rewriting.md)). Tests convert every one of
 them: with all experts on it computes what the dense model did (largest difference at most 3e-5 of the largest output), writes
 the same greedy tokens where it writes text, and comes back from its folder as it was. Feed-forward networks (FFNs) are found
-by what the traced graph computes, not by name; a model that is not listed is found the same way.
+by what the traced graph computes, not by name; a model that is not listed is found the same way. A model whose forward
+branches on its data cannot be traced: it ends in one line that says so.
 
 This page is written by `python tests/architectures_page.py` from the golden texts of the tests.
 """

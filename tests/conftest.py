@@ -7,18 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo import ZOO
-
 GOLDEN = Path(__file__).parent / "golden"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one architecture run on one worker (`--dist loadgroup`): a process traces each model once."""
-    for item in items:
-        parameters = getattr(getattr(item, "callspec", None), "params", {})
-        name = parameters.get("name", parameters.get("case"))
-        if name in ZOO:
-            item.add_marker(pytest.mark.xdist_group(name))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

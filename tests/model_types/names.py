@@ -13,8 +13,8 @@ _NAMES = (
     "mpnet", "nomic_bert", "nystromformer", "rembert", "roberta-prelayernorm", "roc_bert", "roformer", "splinter", "tapas",
     "visual_bert", "xlm", "xlm-roberta", "xlnet", "yoso",
     # text decoders
-    "apertus", "arcee", "bamba", "biogpt", "bitnet", "codegen", "cohere", "cohere2", "cpmant", "ctrl", "diffllama", "ernie4_5",
-    "exaone4", "falcon_mamba", "glm", "glm4", "gpt_bigcode", "gpt_neo", "gpt_neox_japanese", "granitemoe", "helium", "imagegpt",
+    "apertus", "arcee", "bamba", "biogpt", "bitnet", "codegen", "cohere", "cohere2", "cpmant", "ctrl", "ernie4_5",
+    "exaone4", "glm", "glm4", "gpt_bigcode", "gpt_neo", "gpt_neox_japanese", "granitemoe", "helium", "imagegpt",
     "jamba", "jetmoe", "lfm2", "modernbert-decoder", "mpt", "olmo", "olmo3", "olmoe", "openai-gpt", "persimmon", "rwkv",
     "seed_oss", "stablelm", "trocr", "vaultgemma", "xglm",
     # text encoder-decoders
@@ -22,8 +22,8 @@ _NAMES = (
     "switch_transformers", "t5gemma", "umt5",
     # pictures and films
     "aimv2_vision_model", "beit", "convnextv2", "data2vec-vision", "deit", "dinov2_with_registers", "dinov3_convnext",
-    "dinov3_vit", "focalnet", "hiera", "ijepa", "levit", "mobilevit", "regnet", "resnet", "segformer", "swiftformer",
-    "timesformer", "videomae", "vit_mae", "vit_msn", "vitdet", "vivit", "yolos",
+    "dinov3_vit", "focalnet", "hiera", "ijepa", "mobilevit", "regnet", "resnet", "segformer", "swiftformer",
+    "timesformer", "vit_mae", "vit_msn", "vitdet", "vivit", "yolos",
     # sound
     "audio-spectrogram-transformer", "hubert", "moonshine", "speech_to_text", "speecht5", "unispeech", "wavlm",
     # text together with pictures
@@ -35,14 +35,12 @@ _NAMES = (
 MODEL_TYPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     dict.fromkeys(_NAMES, MappingProxyType({}))
     | {
-        "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16},
+        "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "attn_layer_indices": [1]},
         "codegen": {"n_head": 4, "rotary_dim": 4},
         "esm": {"vocab_size": 33, "position_embedding_type": "rotary", "pad_token_id": 1, "mask_token_id": 32},
         "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
         "jamba": {"num_experts": 1, "num_experts_per_tok": 1, "attn_layer_offset": 1, "attn_layer_period": 2},
-        "levit": {"image_size": 64, "hidden_sizes": [16, 32, 48], "num_attention_heads": [2, 2, 2], "key_dim": [8, 8, 8]},
         "mobilevit": {"image_size": 64},
         "olmoe": {"num_experts_per_tok": 2},
-        "videomae": {"num_frames": 4},
     }
 )

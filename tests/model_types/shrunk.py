@@ -13,9 +13,10 @@ _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 #: Value -> the fields that are cut down to it. Configs call one size by many names.
 _NAMES = {
-    32: "hidden_size d_model n_embd dim embed_dim embedding_size word_embed_proj_dim encoder_hidden_size decoder_hidden_size "
-    "hidden_dim_size entity_emb_size cross_attention_hidden_size image_size img_size projection_dim projection_size",
-    64: "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff n_inner d_inner dim_feedforward ffn_hidden_size "
+    32: "hidden_size d_model n_embd dim embed_dim emb_dim embedding_size word_embed_proj_dim encoder_hidden_size "
+    "decoder_hidden_size hidden_dim_size entity_emb_size cross_attention_hidden_size image_size img_size projection_dim "
+    "projection_size",
+    64: "intermediate_size dff ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff n_inner d_inner dim_feedforward ffn_hidden_size "
     "hidden_dim mlp_dim encoder_intermediate_size decoder_intermediate_size moe_intermediate_size "
     "shared_expert_intermediate_size max_position_embeddings n_positions max_source_positions max_target_positions seq_length",
     2: "num_attention_heads num_heads n_head n_heads encoder_attention_heads decoder_attention_heads num_key_value_heads "
@@ -33,7 +34,7 @@ _COUNTS = {"depths", "num_blocks"}
 
 #: What is built of a type: the first of these that it has.
 _TASKS = (
-    "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_CLASSIFICATION", "MASKED_LM", "CTC", "AUDIO_CLASSIFICATION",
+    "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "CAUSAL_LM", "IMAGE_CLASSIFICATION", "MASKED_LM", "CTC", "AUDIO_CLASSIFICATION",
     "SEMANTIC_SEGMENTATION", "IMAGE_TEXT_TO_TEXT", "PRETRAINING",
 )  # fmt: skip
 
