@@ -45,8 +45,8 @@ def _inside(inner: Callable[[], nn.Module], reason: str, tokens: int = 9) -> Ref
 
 
 def _convolutions() -> Refused:
-    model = built(lambda: nn.Sequential(nn.Conv2d(HIDDEN, NEURONS, 1), nn.GELU(), nn.Conv2d(NEURONS, HIDDEN, 1)))
-    return Refused(model, (values(2, HIDDEN, 3, 3),), [("2", "it is written as 1x1 convolutions, which are not covered yet")])
+    model = built(lambda: nn.Sequential(nn.Conv2d(HIDDEN, NEURONS, 1, groups=2), nn.GELU(), nn.Conv2d(NEURONS, HIDDEN, 1)))
+    return Refused(model, (values(2, HIDDEN, 3, 3),), [("2", "its 1x1 convolutions work on groups of channels")])
 
 
 def _classifier() -> Refused:
@@ -83,5 +83,5 @@ _CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
 #: Caption -> builder.
 REFUSALS: Mapping[str, Callable[[], Refused]] = MappingProxyType(
     {caption: (lambda make=make, reason=reason: _inside(make, reason)) for caption, (make, reason) in _CASES.items()}
-    | {"1x1 convolutions": _convolutions, "plain classifier": _classifier, "tied to an embedding": _tied_to_embedding}
+    | {"grouped convolutions": _convolutions, "plain classifier": _classifier, "tied to an embedding": _tied_to_embedding}
 )

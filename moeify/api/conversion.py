@@ -119,11 +119,14 @@ def _key(ready: Ready, plan: Recipe, dtype: str, device: str) -> dict[str, Any]:
 
 
 def _check_runs(host: EagerHost) -> None:
-    """One forward of the converted model. Raises ConversionError where the model's own code trips over what was replaced."""
+    """One forward of the converted model, in the state of tracing. Raises ConversionError where the model's own code trips over
+    what was replaced."""
     from moeify.frontend.trace_check import run_eager
+    from moeify.frontend.trace_state import tracing_state
 
     try:
-        run_eager(host.model, host.example)
+        with tracing_state(host.model):
+            run_eager(host.model, host.example)
     except Exception as error:  # what a user's forward raises is open
         raise ConversionError(
             f"the converted {type(host.model).__name__} does not run ({type(error).__name__}: {error}): its own code uses a "

@@ -53,12 +53,17 @@ class Manifest:
                 "source": asdict(self.source),
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "layers": [
-                    {"path": path, "rewrite": asdict(entry.rewrite), "config": entry.config.to_json()}
+                    {"path": path, "rewrite": _rewrite_json(entry.rewrite), "config": entry.config.to_json()}
                     for path, entry in self.layers.items()
                 ],
                 "aliases": dict(self.aliases),
             }
         )
+
+
+def _rewrite_json(rewrite: Rewrite) -> dict[str, Any]:
+    """`channels` is written where it is true: folders older than it lack the field."""
+    return {name: value for name, value in asdict(rewrite).items() if name != "channels" or value}
 
 
 def json_text(data: Any) -> str:
@@ -119,13 +124,14 @@ def _source(fields: Fields) -> SourceInfo:
 def _layer(fields: Fields) -> tuple[str, LayerEntry]:
     fields.only("path", "rewrite", "config")
     rewrite = fields.table("rewrite")
-    rewrite.only("way", "modules", "hidden_dropout", "output_dropout")
+    rewrite.only("way", "modules", "hidden_dropout", "output_dropout", optional=("channels",))
     entry = LayerEntry(
         Rewrite(
             way=rewrite.choice("way", get_args(Way)),
             modules=rewrite.texts("modules"),
             hidden_dropout=rewrite.number("hidden_dropout"),
             output_dropout=rewrite.number("output_dropout"),
+            channels="channels" in rewrite.data and rewrite.boolean("channels"),
         ),
         _config(fields.table("config")),
     )

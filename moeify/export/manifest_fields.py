@@ -30,11 +30,11 @@ class Fields:
             raise InputError(f"{where}: is {_noun(data)}, not a table; convert the model again")
         return cls(data, where)
 
-    def only(self, *known: str) -> None:
-        """Raises InputError for a field that is not known, or missing."""
+    def only(self, *known: str, optional: Sequence[str] = ()) -> None:
+        """Raises InputError for a field that is not known, or missing and not optional."""
         for name in self.data:
-            if name not in known:
-                raise InputError(f"{self.where}: field {name!r} is unknown; {did_you_mean(name, known)}")
+            if name not in known and name not in optional:
+                raise InputError(f"{self.where}: field {name!r} is unknown; {did_you_mean(name, (*known, *optional))}")
         for name in known:
             self._get(name)
 

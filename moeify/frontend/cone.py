@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
-from moeify.frontend.cone_linear import Projection
-from moeify.frontend.cone_ops import is_check, is_layout, is_pointwise, obstacle, op_name
+from moeify.frontend.cone_ops import CHANGES_PLACES, is_check, is_layout, is_pointwise, obstacle, op_name
+from moeify.frontend.cone_projection import Projection
 from moeify.frontend.cone_slices import SPLITS, cuts, is_slice
 
 #: A hidden value takes few steps (a written-out GELU about ten); longer walks have left the feed-forward network.
@@ -49,6 +49,11 @@ class Cone:
     obstacles: tuple[str, ...]
 
     @property
+    def axis(self) -> int:
+        """Where its features stand: -1, or 1 for 1x1 convolutions."""
+        return self.down.axis
+
+    @property
     def projections(self) -> tuple[Projection, ...]:
         """The distinct projections at its base: one for a fused projection."""
         return tuple(dict.fromkeys(branch.projection for branch in self.branches))
@@ -61,13 +66,14 @@ class Cone:
     @property
     def computes(self) -> bool:
         """Something other than layout happens between the projections."""
-        return any(op_name(n) == "glu" or not (is_layout(n) or is_slice(n)) for n in self.nodes)
+        return any(op_name(n) == "glu" or not (is_layout(n, self.axis) or is_slice(n, self.axis)) for n in self.nodes)
 
 
 @dataclass
 class _Walk:
     projections: Mapping[fx.Node, Projection]
     single_values: Mapping[str, Tensor]
+    axis: int
     sources: dict[fx.Node, tuple[Branch, ...]] = field(default_factory=dict)
     nodes: set[fx.Node] = field(default_factory=set)
     constants: set[fx.Node] = field(default_factory=set)
@@ -77,6 +83,8 @@ class _Walk:
         """Takes the node in; what is to be visited next, None where the walk is blocked."""
         if node in self.projections:
             projection = self.projections[node]
+            if projection.axis != self.axis:
+                self.obstacles.append(CHANGES_PLACES)
             self.sources[node] = (Branch(projection, 0, projection.width_out),)
             return []
         if node.op == "placeholder":
@@ -89,7 +97,7 @@ class _Walk:
         if node.op != "call_function" or not node.all_input_nodes:
             return None
         self.nodes.add(node)
-        if is_layout(node):
+        if is_layout(node, self.axis):
             return node.all_input_nodes[:1]
         if is_pointwise(node):
             return node.all_input_nodes
@@ -110,11 +118,11 @@ class _Walk:
 
     def _parts(self, node: fx.Node) -> tuple[Branch, ...] | None:
         """The branches that the node cuts out of one projection; the nodes on the way are taken in."""
-        runs = cuts(node)
+        runs = cuts(node, self.axis)
         if runs is None:
             return None
         source, passed = node.all_input_nodes[0], []
-        while source not in self.projections and (is_layout(source) or op_name(source) in SPLITS):
+        while source not in self.projections and (is_layout(source, self.axis) or op_name(source) in SPLITS):
             passed.append(source)
             source = source.all_input_nodes[0]
         if source not in self.projections:
@@ -128,7 +136,7 @@ def cone(down: Projection, projections: Mapping[fx.Node, Projection], weights: M
 
     weights: lifted weights and constants by placeholder.
     """
-    walk = _Walk(projections, weights)
+    walk = _Walk(projections, weights, down.axis)
     todo, seen = [down.x], {down.x}
     while todo:
         following = walk.step(todo.pop())

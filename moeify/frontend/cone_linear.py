@@ -1,85 +1,29 @@
-"""Projections: every way in which a graph multiplies a value with a matrix of weights, in one form."""
+"""Projections: every way in which a graph multiplies a value with a matrix of weights."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from moeify.frontend.cone_convolution import convolution
 from moeify.frontend.cone_ops import is_convolution, is_layout, op_name, real_users, shape
-from moeify.frontend.traced import Traced, live_tensor
-
-_FLIPS = {"t", "transpose", "permute", "numpy_T", "mT"}
-
-
-@dataclass(frozen=True, eq=False)
-class Projection:
-    """node = x M (+ bias), M of shape [width_in, width_out].
-
-    x: what the multiplication reads, before any layout step. node: the output, bias included.
-    weight, bias: paths in the model. in_out: the weight is stored as [in, out] (a Linear stores [out, in]).
-    nodes: all nodes of it, steps on its weights included. convolution: a 1x1 convolution, over dim 1.
-    """
-
-    node: fx.Node
-    x: fx.Node
-    weight: str
-    bias: str | None
-    in_out: bool
-    width_in: int
-    width_out: int
-    nodes: frozenset[fx.Node]
-    convolution: bool = False
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+from moeify.frontend.cone_projection import Projection, Weights
+from moeify.frontend.traced import Traced
 
 
 def projections(traced: Traced, model: nn.Module) -> dict[fx.Node, Projection]:
     """All projections of the graph by their output node, in graph order."""
-    lookup = _Weights(traced, model)
+    lookup = Weights(traced, model)
     found = (_projection(node, lookup) for node in traced.graph.graph.nodes if node.op == "call_function")
     merged = (_with_added_bias(p, lookup) for p in found if p is not None)
     return {p.node: p for p in merged}
 
 
-@dataclass(frozen=True)
-class _Weights:
-    traced: Traced
-    model: nn.Module
-
-    def tensor(self, node: Any) -> Tensor | None:
-        """The live weight behind a placeholder."""
-        if not isinstance(node, fx.Node) or node.name not in self.traced.lifted:
-            return None
-        return live_tensor(self.model, self.traced.lifted[node.name])
-
-    def matrix(self, node: Any) -> tuple[fx.Node, bool, frozenset[fx.Node]] | None:
-        """The placeholder of a weight matrix, whether it was transposed on the way, and the steps passed."""
-        flipped, passed = False, set()
-        while isinstance(node, fx.Node) and node.op == "call_function" and node.all_input_nodes:
-            source = node.all_input_nodes[0]
-            if op_name(node) in _FLIPS and len(shape(source)) == 2 and shape(node) == shape(source)[::-1]:
-                flipped = not flipped
-            elif not (is_layout(node) or op_name(node) in ("expand", "unsqueeze")) or shape(node)[-2:] != shape(source)[-2:]:
-                return None
-            passed.add(node)
-            node = source
-        value = self.tensor(node)
-        return None if value is None or value.ndim != 2 else (node, flipped, frozenset(passed))
-
-    def vector(self, node: Any, size: int) -> str | None:
-        """The path of a weight vector of that size."""
-        value = self.tensor(node)
-        return self.traced.lifted[node.name] if value is not None and tuple(value.shape) == (size,) else None
-
-
-def _projection(node: fx.Node, weights: _Weights) -> Projection | None:
+def _projection(node: fx.Node, weights: Weights) -> Projection | None:
     if is_convolution(node):
-        return _convolution(node, weights)
+        return convolution(node, weights)
     parts = _operands(node)
     matrix = weights.matrix(parts[1]) if parts is not None else None
     if parts is None or matrix is None or weights.tensor(parts[0]) is not None:
@@ -121,26 +65,10 @@ def _einsum_form(equation: str) -> bool | None:
     return {x[-1] + result[-1]: True, result[-1] + x[-1]: False}.get(matrix)
 
 
-def _convolution(node: fx.Node, weights: _Weights) -> Projection | None:
-    weight = weights.tensor(node.args[1])
-    if (
-        weight is None
-        or weight.ndim < 3
-        or prod(weight.shape[2:]) != 1
-        or shape(node.all_input_nodes[0])[1:2] != (weight.shape[1],)
-    ):
-        return None
-    assert isinstance(node.args[0], fx.Node)
-    assert isinstance(node.args[1], fx.Node)
-    path, width_out, width_in = weights.traced.lifted[node.args[1].name], weight.shape[0], weight.shape[1]
-    bias = weights.vector(node.args[2], width_out) if len(node.args) > 2 else None
-    return Projection(node, node.args[0], path, bias, False, width_in, width_out, frozenset({node}), convolution=True)
-
-
-def _with_added_bias(projection: Projection, weights: _Weights) -> Projection:
+def _with_added_bias(projection: Projection, weights: Weights) -> Projection:
     """The projection with a bias that is added in a step of its own."""
     node, passed = projection.node, set(projection.nodes)
-    while projection.bias is None and not projection.convolution:
+    while projection.bias is None and projection.axis == -1:
         users = list(real_users(node))
         if len(users) != 1 or len(node.users) != 1:
             break

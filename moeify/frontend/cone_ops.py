@@ -1,4 +1,7 @@
-"""What the nodes of a traced graph do to the last dimension: nothing, each value for itself, or more."""
+"""What the nodes of a traced graph do to the features: nothing, each value for itself, or more.
+
+Features stand in the last dimension (axis -1) or, as convolutions have them, in dim 1 (axis 1).
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ _NORMS = {
     "batch_norm", "_native_batch_norm_legit_no_training", "mean", "var", "var_mean", "std", "sum", "amax", "linalg_vector_norm",
 }  # fmt: skip
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convolution"}
+CHANGES_PLACES = "its hidden values change places between its matrices"
 #: Nodes that check or measure a value and compute nothing of it.
 _CHECKS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_size", "sym_constrain_range_for_size"}
 
@@ -43,8 +47,8 @@ def is_pointwise(node: fx.Node) -> bool:
     return op_name(node) not in _COPIES and (torch.Tag.pointwise in tags or op_name(node) in _POINTWISE)
 
 
-def is_layout(node: fx.Node) -> bool:
-    """It hands on its first argument's values with the last dimension whole and all tokens in their order."""
+def is_layout(node: fx.Node, axis: int = -1) -> bool:
+    """It hands on its first argument's values with the features whole and all tokens in their order."""
     name = op_name(node)
     if name in _DROPOUTS:
         return not bool(node.args[2])
@@ -55,7 +59,11 @@ def is_layout(node: fx.Node) -> bool:
     before, after = shape(node.all_input_nodes[0]), shape(node)
     if name == "expand":
         return before == after
-    return bool(before) and bool(after) and isinstance(after[-1], int) and before[-1] == after[-1]
+    if not before or not after:
+        return False
+    if axis == 1:
+        return min(len(before), len(after)) > 2 and before[:2] == after[:2]
+    return isinstance(after[-1], int) and before[-1] == after[-1]
 
 
 def obstacle(node: fx.Node) -> str | None:
@@ -66,7 +74,7 @@ def obstacle(node: fx.Node) -> str | None:
     if name in _CONVOLUTIONS:
         return "a convolution stands between its matrices"
     if name in _MOVES or name in _SHAPES:
-        return "its hidden values change places between its matrices"
+        return CHANGES_PLACES
     return None
 
 
@@ -79,6 +87,13 @@ def is_check(node: fx.Node) -> bool:
     return op_name(node) in _CHECKS
 
 
+def lead(node: fx.Node, axis: int) -> tuple[int | str, ...]:
+    """Its traced shape without the features."""
+    sizes = list(shape(node))
+    del sizes[axis]
+    return tuple(sizes)
+
+
 def shape(node: fx.Node) -> tuple[int | str, ...]:
     """The traced shape; open sizes as the text of their symbol. Empty for what is no tensor."""
     value = node.meta.get("val")
@@ -87,9 +102,9 @@ def shape(node: fx.Node) -> tuple[int | str, ...]:
     return tuple(known if isinstance(known := settled(size), int) else str(known) for size in value.shape)
 
 
-def stripped(node: fx.Node) -> fx.Node:
+def stripped(node: fx.Node, axis: int = -1) -> fx.Node:
     """The node without the layout steps in front of it; changes of the float type and dropouts are not passed."""
-    while is_layout(node) and op_name(node) != "type_as" and not node.meta.get("dropout"):
+    while is_layout(node, axis) and op_name(node) != "type_as" and not node.meta.get("dropout"):
         if _dtype(node) != _dtype(node.all_input_nodes[0]):
             break
         node = node.all_input_nodes[0]

@@ -40,7 +40,7 @@ def example_inputs(
         found["input_values"] = torch.randn(batch, *_sound_shape(config), generator=generator)
     if wanted == "input_ids":
         found["input_ids"] = _ids(model, tokenizer, batch, sequence, generator)
-        if not _is_causal(model) and not getattr(model.config, "is_encoder_decoder", False):
+        if getattr(config, "is_encoder_decoder", False) or not _is_causal(model):
             found["attention_mask"] = torch.ones_like(found["input_ids"])
     if not found:
         raise needs_example(model)

@@ -71,18 +71,20 @@ def evaluate(cone: Cone, values: Mapping[Branch, Tensor], weights: Mapping[str, 
     todo = [cone.down.x]
     while todo:
         node = todo[-1]
-        waiting = [n for n in (node.all_input_nodes[:1] if is_layout(node) else node.all_input_nodes) if n not in done]
+        waiting = [
+            n for n in (node.all_input_nodes[:1] if is_layout(node, cone.axis) else node.all_input_nodes) if n not in done
+        ]
         if node in done or not waiting:
             todo.pop()
             if node not in done:
-                done[node] = _step(node, done, kept)
+                done[node] = _step(node, done, kept, cone.axis)
         todo.extend(waiting if node not in done else [])
     result: Tensor = done[cone.down.x]
     return result
 
 
-def _step(node: fx.Node, done: Mapping[fx.Node, Any], kept: float) -> Any:
-    if is_layout(node):
+def _step(node: fx.Node, done: Mapping[fx.Node, Any], kept: float, axis: int) -> Any:
+    if is_layout(node, axis):
         return done[node.all_input_nodes[0]] * (kept if node.meta.get("dropout") else 1.0)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: done[n])
     assert callable(node.target), op_name(node)

@@ -26,12 +26,14 @@ class Call:
     """One place of the graph where a site runs.
 
     x: the node of its input, [..., hidden]. y: the node of its output, [..., output], output bias included, with the same
-    leading dims. inside: all nodes strictly between, to be left out when the FFN is replaced.
+    leading dims. inside: all nodes strictly between, to be left out when the FFN is replaced. channels: the features stand
+    in dim 1 instead, [batch, hidden, ...].
     """
 
     x: fx.Node
     y: fx.Node
     inside: frozenset[fx.Node]
+    channels: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,4 +127,4 @@ def _call(found: Match) -> Call:
         inside.add(node)
         node = node.all_input_nodes[0]
     inside |= {user for node in inside - {found.y} for user in node.users if is_check(user) and not user.users}
-    return Call(found.x, found.y, frozenset(inside - {found.y}))
+    return Call(found.x, found.y, frozenset(inside - {found.y}), found.cone.axis == 1)

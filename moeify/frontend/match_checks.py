@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from moeify.frontend.cone import Cone, outside_users
-from moeify.frontend.cone_ops import is_layout, real_users, shape, stripped
+from moeify.frontend.cone_ops import is_layout, lead, real_users, stripped
 from moeify.frontend.fingerprint import Fingerprint, dropout_commutes, fingerprint
 from moeify.frontend.rewrite_scopes import stack
 
@@ -32,7 +32,7 @@ def examined(cone: Cone, weights: Mapping[str, Tensor]) -> Fingerprint | No | No
     base, but has something else in between, reads two inputs, or lets others read its hidden values.
     """
     sized = _has_sizes(cone)
-    whole = not cone.obstacles and len({stripped(p.x) for p in cone.projections}) == 1 and _even(cone)
+    whole = not cone.obstacles and len({stripped(p.x, cone.axis) for p in cone.projections}) == 1 and _even(cone)
     if not sized and not (whole and cone.computes and not _used_elsewhere(cone)):
         return None
     reason = _trouble(cone) if sized else _wrong_size(cone)
@@ -70,13 +70,13 @@ def _trouble(cone: Cone) -> str | None:
     scopes = [scope for user in outside_users(cone.core, cone.down.node) for scope in stack(user)]
     if any("lora" in path.lower() for path in (*weights, *scopes)):
         return "it carries LoRA branches: merge them into the weights first"
-    if any(p.convolution for p in (*cone.projections, cone.down)):
-        return "it is written as 1x1 convolutions, which are not covered yet"
+    if any(p.grouped for p in (*cone.projections, cone.down)):
+        return "its 1x1 convolutions work on groups of channels"
     for word in _OBSTACLES:
         for text in cone.obstacles:
             if word in text:
                 return text
-    if len({stripped(p.x) for p in cone.projections}) > 1:
+    if len({stripped(p.x, cone.axis) for p in cone.projections}) > 1:
         return "its matrices read two different inputs"
     if _used_elsewhere(cone):
         return "its hidden values are used elsewhere"
@@ -96,14 +96,15 @@ def input_and_output(cone: Cone) -> tuple[fx.Node, fx.Node] | None:
 
     None where no such pair exists.
     """
-    x, y = stripped(cone.projections[0].x), cone.down.node
-    while shape(y)[:-1] != shape(x)[:-1]:
+    axis = cone.axis
+    x, y = stripped(cone.projections[0].x, axis), cone.down.node
+    while lead(y, axis) != lead(x, axis):
         users = list(real_users(y))
-        if len(users) != 1 or not is_layout(users[0]) or users[0].meta.get("dropout"):
+        if len(users) != 1 or not is_layout(users[0], axis) or users[0].meta.get("dropout"):
             break
         y = users[0]
-    if shape(y)[:-1] == shape(x)[:-1]:
+    if lead(y, axis) == lead(x, axis):
         return x, y
     direct = {p.x for p in cone.projections}
     x, y = cone.projections[0].x, cone.down.node
-    return (x, y) if len(direct) == 1 and shape(x)[:-1] == shape(y)[:-1] else None
+    return (x, y) if len(direct) == 1 and lead(x, axis) == lead(y, axis) else None

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from moeify.errors import InputError
 from moeify.frontend.cone import Branch, Cone
-from moeify.frontend.cone_linear import Projection
+from moeify.frontend.cone_projection import Projection
 from moeify.frontend.rewrite_choice import Match
-from moeify.frontend.rewrite_scopes import innermost, parent, path
+from moeify.frontend.rewrite_scopes import common_owner, innermost, parent, path
 from moeify.frontend.traced import live_tensor
 from moeify.ir.feed_forward import FeedForward, Rewrite, Weight
 
@@ -38,8 +38,12 @@ def feed_forward(model: nn.Module, name: str, matches: Sequence[Match], rewrite:
 
 
 def module_path(cone: Cone) -> str:
-    """The path of the deepest module that computes all of it; where that is the whole model, the second matrix's module."""
-    return path(innermost(cone.core) or "") or parent(cone.down.weight)
+    """The path of the deepest module that computes all of it, or owns all its matrices where that is deeper (a model may
+    call a layer's `forward` itself); where that is the whole model, the second matrix's module."""
+    scope = path(innermost(cone.core) or "")
+    weights = {cone.down.weight, *(p.weight for p in cone.projections)}
+    owner = common_owner(weights) if len(weights) > 1 else ""
+    return (owner if owner.startswith(f"{scope}." if scope else "") else scope) or parent(cone.down.weight)
 
 
 def _matrix(model: nn.Module, branch: Branch) -> Weight:

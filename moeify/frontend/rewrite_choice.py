@@ -6,13 +6,13 @@ See docs/decisions/0001-four-ways-of-rewriting.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from moeify.frontend.cone import Cone
-from moeify.frontend.cone_linear import Projection
 from moeify.frontend.cone_ops import is_check, is_layout, real_users, shape, stripped
+from moeify.frontend.cone_projection import Projection
 from moeify.frontend.fingerprint import Fingerprint
 from moeify.frontend.rewrite_scopes import Scope, Scopes, common_owner, innermost, parent, path, stack
 from moeify.ir.feed_forward import Rewrite
@@ -44,7 +44,7 @@ def choose(matches: Sequence[Match], scopes: Scopes) -> Rewrite | str:
         choices = [way(match, scopes, dropout) for match in matches]
         first = choices[0]
         if first is not None and all(choice == first for choice in choices):
-            return first
+            return replace(first, channels=matches[0].cone.axis == 1)
     return _weights(matches[0], dropout)
 
 
@@ -56,11 +56,11 @@ def _submodule(match: Match, scopes: Scopes, hidden_dropout: float) -> Rewrite |
         return None
     members = scopes.members[scope]
     tail, rates, node = set(), [], cone.down.node
-    while len(users := list(real_users(node))) == 1 and users[0] in members and is_layout(users[0]):
+    while len(users := list(real_users(node))) == 1 and users[0] in members and is_layout(users[0], cone.axis):
         node = users[0]
         tail.add(node)
         rates.append(node.meta.get("dropout", 0.0))
-    allowed = cone.core | tail | {n for n in members if is_layout(n) and stripped(n) is match.x}
+    allowed = cone.core | tail | {n for n in members if is_layout(n, cone.axis) and stripped(n, cone.axis) is match.x}
     if not members <= allowed or any(user in members for user in node.users):
         return None
     return Rewrite("submodule", {"ffn": path(scope)}, hidden_dropout, _combined(rates))
@@ -71,7 +71,7 @@ def _identity(match: Match, scopes: Scopes, hidden_dropout: float) -> Rewrite | 
     modules = _projection_modules(match, scopes)
     if modules is None or match.fingerprint.gate is not None or hidden_dropout:
         return None
-    between = {node for node in match.cone.nodes if not (is_layout(node) and not _reshapes(node))}
+    between = {node for node in match.cone.nodes if not (is_layout(node, match.cone.axis) and not _reshapes(node))}
     activation = _activation_module(between, match, scopes)
     return (
         None
@@ -85,7 +85,7 @@ def _stash(match: Match, scopes: Scopes, hidden_dropout: float) -> Rewrite | Non
     modules = _projection_modules(match, scopes)
     if modules is None:
         return None
-    steps = {node for node in match.cone.nodes if not is_layout(node)}
+    steps = {node for node in match.cone.nodes if not is_layout(node, match.cone.axis)}
     activation = None if match.fingerprint.gate is not None else _activation_module(steps, match, scopes)
     down = modules.pop("down")
     extra = {} if activation is None else {"activation": activation}
@@ -94,6 +94,8 @@ def _stash(match: Match, scopes: Scopes, hidden_dropout: float) -> Rewrite | Non
 
 def _weights(match: Match, hidden_dropout: float) -> Rewrite | str:
     """Some matrix is a bare parameter, or is used past its module."""
+    if match.cone.axis == 1:
+        return "its 1x1 convolutions are not done by modules of their own"
     if any(branch.fused for branch in match.cone.branches):
         return "its fused matrix is not used by a module of its own"
     names = {role: p.weight for role, p in match.roles.items()}
@@ -122,7 +124,8 @@ def _projection_modules(match: Match, scopes: Scopes) -> dict[str, str] | None:
 
 def _own(projection: Projection, scopes: Scopes, scope: Scope) -> set[fx.Node]:
     """The projection's nodes and the layout steps around it that its module does."""
-    around = {node for node in scopes.members[scope] if is_layout(node) and not node.meta.get("dropout")}
+    layouts = (node for node in scopes.members[scope] if is_layout(node, projection.axis))
+    around = {node for node in layouts if not node.meta.get("dropout")}
     return around | projection.nodes | {node for node in scopes.members[scope] if is_check(node)}
 
 

@@ -14,8 +14,8 @@ from moeify.frontend.trace_check import check_example, check_other_shapes, run_e
 from moeify.frontend.trace_compare import one_line
 from moeify.frontend.trace_export import exported
 from moeify.frontend.trace_lift import lifted_program
-from moeify.frontend.trace_shapes import without_ones
-from moeify.frontend.trace_state import tracing_state, watch_modules
+from moeify.frontend.trace_shapes import distinct, without_ones
+from moeify.frontend.trace_state import tracing_state, unchanged_weights, watch_modules
 from moeify.frontend.traced import Traced
 from moeify.ir.model_graph import Batch
 
@@ -28,11 +28,12 @@ def trace(model: nn.Module, example: Batch) -> Traced:
     The graph is run at the example, and at other batch and sequence sizes, beside the model itself: `Traced.dynamic`
     and `Traced.notes` say what came out. Weights are not copied; a model on the meta device is compared by shapes.
 
-    Raises InputError where the model does not run on the example, cannot be traced, or differs from its own trace.
+    Raises InputError where the model does not run on the example, changes its weights as it runs, cannot be traced, or differs
+    from its own trace.
     """
     with tracing_state(model), torch.random.fork_rng(devices=[]):
-        with watch_modules(model) as plain:
-            example, expected = _runnable(model, _on_device(example, model))
+        with watch_modules(model) as plain, unchanged_weights(model):
+            example, expected = _runnable(model, _on_device(distinct(example), model))
         found = replace(_traced(model, example), plain_modules=plain())
         check_example(found, model, example, expected)
         if found.notes:

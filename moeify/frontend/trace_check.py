@@ -31,7 +31,7 @@ def check_example(traced: Traced, model: nn.Module, example: Batch, expected: li
     if different:
         raise InputError(
             f"the traced graph of {type(model).__name__} does not compute what the model computes ({different}): "
-            "its forward draws random numbers in eval mode, or keeps state between calls"
+            "its forward draws random numbers in eval mode, keeps state between calls, or knows that it is traced"
         )
 
 

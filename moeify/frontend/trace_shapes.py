@@ -35,6 +35,20 @@ def without_ones(example: Batch) -> Batch:
     return grown_example
 
 
+def distinct(example: Batch) -> Batch:
+    """The example with each tensor an object of its own: torch.export takes one object in two places for one input."""
+    seen: set[int] = set()
+
+    def own(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or id(leaf) not in seen:
+            seen.add(id(leaf))
+            return leaf
+        return leaf.clone()
+
+    apart: Batch = pytree.tree_map(own, example)
+    return apart
+
+
 def resized(value: Tensor, sizes: Mapping[int, int]) -> Tensor:
     """The tensor with other sizes of some dims: {dim: size}. Sliced where smaller, repeated where larger."""
     for dim, size in sizes.items():

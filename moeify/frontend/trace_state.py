@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moeify.errors import InputError
+
 
 @contextmanager
 def tracing_state(model: nn.Module) -> Iterator[None]:
@@ -52,3 +54,16 @@ def watch_modules(model: nn.Module) -> Iterator[Callable[[], frozenset[str]]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def unchanged_weights(model: nn.Module) -> Iterator[None]:
+    """Raises InputError where a parameter is written to inside (RWKV rescales its matrices): no MoE layer would follow."""
+    before = {name: parameter._version for name, parameter in model.named_parameters() if not parameter.is_inference()}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in before and parameter._version != before[name]:
+            raise InputError(
+                f"{type(model).__name__} changes its own weights as it runs ({name}): "
+                "an MoE layer in their place would not follow"
+            )

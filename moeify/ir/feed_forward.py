@@ -17,7 +17,7 @@ Way = Literal["submodule", "identity", "stash", "weights"]
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A lazy handle to one parameter of the host, or to a run of its rows.
+    """A lazy handle to one parameter of the host, or to a run of its rows. A 1x1 convolution's kernel counts as its matrix.
 
     `read()` gives the neuron-major form: a matrix of shape [neurons, hidden] (up, gate) or [neurons, output] (down), a
     bias of shape [neurons] or [output]. Nothing is held in memory until then.
@@ -32,6 +32,8 @@ class Weight:
     def read(self) -> Tensor:
         """The values, detached, on the CPU, in the host's dtype; may share memory with the host: never write to it."""
         value = self.load(self.parameter).detach().cpu()
+        if value.ndim > 2:
+            value = value.flatten(1)
         if self.transposed:
             value = value.T
         return value if self.rows is None else value[self.rows[0] : self.rows[1]]
@@ -44,12 +46,14 @@ class Rewrite:
     `modules` names what is touched, by role: "submodule" -> {ffn}; "identity" and "stash" -> {up, [gate], [activation],
     down}; "weights" -> {owner, up, [gate], down, [biases]} with parameter names relative to the owner.
     `hidden_dropout` and `output_dropout` are probabilities that the new layer must apply itself in training.
+    `channels`: the features stand in dim 1, [batch, hidden, ...], as 1x1 convolutions have them; else in the last dimension.
     """
 
     way: Way
     modules: Mapping[str, str]
     hidden_dropout: float = 0.0
     output_dropout: float = 0.0
+    channels: bool = False
 
 
 @dataclass(frozen=True, eq=False)

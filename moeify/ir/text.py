@@ -27,7 +27,8 @@ def site_text(site: FeedForward) -> str:
         for name, value in (("hidden", site.rewrite.hidden_dropout), ("output", site.rewrite.output_dropout))
         if value
     )
-    lines.append(f"  rewrite = {site.rewrite.way}({modules}){dropout}")
+    channels = ", over dim 1" if site.rewrite.channels else ""
+    lines.append(f"  rewrite = {site.rewrite.way}({modules}){dropout}{channels}")
     return "\n".join(lines)
 
 

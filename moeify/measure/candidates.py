@@ -15,7 +15,7 @@ from moeify.measure.divergence import DivergenceSum
 from moeify.measure.evaluation import Score
 from moeify.measure.load import LoadMeter, metered
 from moeify.measure.nulls import Null
-from moeify.measure.outputs import finite, main_output, run, visible
+from moeify.measure.outputs import finite, main_output, run, visible, visible_outputs
 from moeify.measure.perplexity import PerplexitySum
 from moeify.measure.substitute import computed_by
 
@@ -78,7 +78,7 @@ def run_all(
                 candidate.perplexity.add(tensor, batch)
             if reference is not None:
                 candidate.divergence.logits = language
-                candidate.divergence.add(reference[1], tensor, name, visible(batch))
+                candidate.divergence.add(reference[1], tensor, name, visible_outputs(batch))
         done += 1
         report(done)
     if not done:

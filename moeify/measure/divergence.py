@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moeify.errors import ConversionError, InputError
 from moeify.ir.model_graph import Batch
-from moeify.measure.outputs import chunks, evaluating, finite, main_output, run, visible
+from moeify.measure.outputs import chunks, evaluating, finite, main_output, run, visible_outputs
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def divergence(dense: nn.Module, other: nn.Module, batches: Iterable[Batch], log
         for batch in batches:
             name, first = main_output(run(dense, batch))
             _, second = main_output(run(other, batch))
-            total.add(first, second, name, visible(batch))
+            total.add(first, second, name, visible_outputs(batch))
     return total.result()
 
 

@@ -70,8 +70,18 @@ def token_ids(batch: Batch) -> Tensor | None:
 
 
 def visible(batch: Batch) -> Tensor | None:
-    """[rows, tokens] bool: True where the attention mask shows a token; None: everywhere."""
-    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
+    """[rows, tokens] bool: True where the attention mask shows a token that is read; None: everywhere."""
+    return _mask(batch, "attention_mask")
+
+
+def visible_outputs(batch: Batch) -> Tensor | None:
+    """The same for the tokens that the output belongs to: in an encoder-decoder they are the decoder's."""
+    decodes = isinstance(batch, dict) and any(name.startswith("decoder_") for name in batch)
+    return _mask(batch, "decoder_attention_mask" if decodes else "attention_mask")
+
+
+def _mask(batch: Batch, name: str) -> Tensor | None:
+    mask = batch.get(name) if isinstance(batch, dict) else None
     return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 and not mask.dtype.is_floating_point else None
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from moeify.errors import InputError
 from moeify.ir.feed_forward import Rewrite
+from moeify.layers.channels import OverChannels
 from moeify.layers.moe_layer import MoELayer
 from moeify.splice.stand_in import StandIn, Stash, StashedLayer, StashInput
 
@@ -19,24 +20,24 @@ def install(model: nn.Module, rewrite: Rewrite, layer: MoELayer) -> None:
     Raises InputError where the model has no such module or parameter.
     """
     try:
-        _WAYS[rewrite.way](model, rewrite.modules, layer)
+        _WAYS[rewrite.way](model, rewrite.modules, OverChannels(layer) if rewrite.channels else layer)
     except (AttributeError, KeyError) as error:
         raise InputError(f"the model has no place for the MoE layer at {dict(rewrite.modules)}: {error}") from error
 
 
-def _submodule(model: nn.Module, modules: Mapping[str, str], layer: MoELayer) -> None:
+def _submodule(model: nn.Module, modules: Mapping[str, str], layer: nn.Module) -> None:
     _replace(model, modules["ffn"], layer)
 
 
-def _identity(model: nn.Module, modules: Mapping[str, str], layer: MoELayer) -> None:
+def _identity(model: nn.Module, modules: Mapping[str, str], layer: nn.Module) -> None:
     for role in ("up", "activation"):
         if role in modules:
             _replace(model, modules[role], nn.Identity())
     _replace(model, modules["down"], layer)
 
 
-def _stash(model: nn.Module, modules: Mapping[str, str], layer: MoELayer) -> None:
-    stash = Stash()
+def _stash(model: nn.Module, modules: Mapping[str, str], layer: nn.Module) -> None:
+    stash = Stash(axis=1 if isinstance(layer, OverChannels) else -1)
     for path in dict.fromkeys(modules[role] for role in ("gate", "up") if role in modules):
         _replace(model, path, StashInput(stash, _width(model.get_submodule(path))))
     _replace(model, modules["down"], StashedLayer(stash, layer))
@@ -45,7 +46,7 @@ def _stash(model: nn.Module, modules: Mapping[str, str], layer: MoELayer) -> Non
         owner.activation_relu_or_gelu = 0  # else eval mode takes a fused path that reads linear1.weight
 
 
-def _weights(model: nn.Module, modules: Mapping[str, str], layer: MoELayer) -> None:
+def _weights(model: nn.Module, modules: Mapping[str, str], layer: nn.Module) -> None:
     owner = model.get_submodule(modules["owner"])
     stash = Stash()
     for role, name in modules.items():
@@ -72,8 +73,9 @@ def _replace(model: nn.Module, path: str, new: nn.Module) -> None:
 
 
 def _width(module: nn.Module) -> int:
-    """The output width of a linear module: nn.Linear's out_features, Conv1D's nf, else by its weight and bias."""
-    for name in ("out_features", "nf"):
+    """The output width of a linear module: nn.Linear's out_features, Conv1D's nf, nn.Conv1d's out_channels, else by its
+    weight and bias."""
+    for name in ("out_features", "nf", "out_channels"):
         if isinstance(width := getattr(module, name, None), int):
             return width
     bias = getattr(module, "bias", None)

@@ -15,15 +15,21 @@ from torch import Tensor, nn
 
 
 class Stash:
-    """Holds the input of one feed-forward network between its matrix going in and its matrix going out."""
+    """Holds the input of one feed-forward network between its matrix going in and its matrix going out.
 
-    def __init__(self) -> None:
+    axis: where the features stand: -1, or 1 for 1x1 convolutions.
+    """
+
+    def __init__(self, axis: int = -1) -> None:
+        self.axis = axis
         self.x: Tensor | None = None
 
     def put(self, x: Tensor, neurons: int) -> Tensor:
         """Keeps x [..., hidden]; returns zeros [..., neurons] that take no memory."""
         self.x = x
-        return x.new_zeros(()).expand(*x.shape[:-1], neurons)
+        sizes = list(x.shape)
+        sizes[self.axis] = neurons
+        return x.new_zeros(()).expand(sizes)
 
     def take(self) -> Tensor:
         if self.x is None:

@@ -14,8 +14,10 @@ from moeify.frontend.match import Call, Found
 from moeify.frontend.trace import Traced
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import Batch
+from moeify.layers.channels import OverChannels, features_last
 from moeify.layers.moe_layer import MoELayer
 from moeify.splice.spill import SpilledList, Values
+from moeify.splice.token_masks import TokenMasks, decoder_nodes
 
 
 class GraphWalk:
@@ -45,7 +47,8 @@ class GraphWalk:
         self._leaving = _last_uses(self._nodes, self._index, found)
         self._states = SpilledList(memory)
         self._positions: list[int] = []
-        self._masks: list[Tensor | None] = []
+        self._masks: list[TokenMasks] = []
+        self._decoding = decoder_nodes(traced)
 
     def __enter__(self) -> Self:
         device = next(self._model.parameters()).device
@@ -54,7 +57,7 @@ class GraphWalk:
             bound = self._traced.bind(self._model, batch)
             self._states.append({name: bound[name] for name in self._traced.user_inputs})
             self._positions.append(0)
-            self._masks.append(_token_mask(batch))
+            self._masks.append(TokenMasks.of(batch))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -62,7 +65,8 @@ class GraphWalk:
 
     @torch.no_grad()
     def inputs(self, site: FeedForward) -> Iterator[Tensor]:
-        """The FFN's inputs, [tokens, hidden] a batch and call; padding tokens are left out where the batch marks them.
+        """The FFN's inputs, [tokens, hidden] a batch and call; padding tokens are left out where the batch marks them, in an
+        encoder-decoder each stream's own.
 
         A shared FFN gives the inputs of all its calls, the later ones as its dense form leads to them.
         """
@@ -99,7 +103,8 @@ class GraphWalk:
             node = self._nodes[i]
             if node in outputs:
                 call, layer = outputs[node]
-                values[node.name] = layer(self._value(call.x, values))
+                run = OverChannels(layer) if call.channels else layer
+                values[node.name] = run(self._value(call.x, values))
             elif node.op == "call_function" and node not in inside:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._value(n, values))
                 values[node.name] = node.target(*args, **kwargs)
@@ -124,9 +129,8 @@ class GraphWalk:
 
     def _tokens(self, values: Values, call: Call, number: int) -> Tensor:
         x: Tensor = self._value(call.x, values)
-        x = x.reshape(-1, x.shape[-1]).cpu()
-        mask = self._masks[number]
-        return x[mask] if mask is not None and len(mask) == len(x) else x
+        x = features_last(x) if call.channels else x
+        return self._masks[number].real(x.reshape(-1, x.shape[-1]).cpu(), call.x in self._decoding)
 
 
 def _last_uses(nodes: list[fx.Node], index: Mapping[fx.Node, int], found: Found) -> dict[int, list[fx.Node]]:
@@ -139,13 +143,3 @@ def _last_uses(nodes: list[fx.Node], index: Mapping[fx.Node, int], found: Found)
     for node, position in last.items():
         leaving.setdefault(position, []).append(node)
     return leaving
-
-
-def _token_mask(batch: Batch) -> Tensor | None:
-    """Which tokens are real, [tokens] bool, where the batch says so; None when all are."""
-    if not isinstance(batch, dict) or any(name.startswith("decoder_") for name in batch):
-        return None  # of two streams of tokens the mask is one's alone
-    mask = batch.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or bool((mask != 0).all()):
-        return None
-    return (mask != 0).reshape(-1).cpu()

@@ -86,6 +86,7 @@ FAULTS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
         lambda d: _REWRITE(d).update(modules={"ffn": 1}),
         "modules: field ffn is a whole number, not a text",
     ),
+    ("channels of a number", lambda d: _REWRITE(d).update(channels=1), "rewrite: field channels is a whole number"),
     ("a size of text", lambda d: _CONFIG(d).update(hidden="4"), r"layers\[0\]: config: field hidden is a text"),
     ("a size of 4.0", lambda d: _CONFIG(d).update(hidden=4.0), "field hidden is a number, not a whole number"),
     ("offsets of text", lambda d: _CONFIG(d).update(offsets=["a"]), "field offsets is not a list of whole numbers"),

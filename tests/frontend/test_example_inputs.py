@@ -22,6 +22,7 @@ _PAIR = {"text_config": dict(_TEXT, bos_token_id=1, eos_token_id=2), "vision_con
 _CONVOLUTIONS = {"conv_dim": (8,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
 
 #: class, config class, config, the inputs' shapes
+_BOTH: dict[str, tuple[int, ...]] = {"input_ids": (2, 16), "attention_mask": (2, 16), "decoder_input_ids": (2, 16)}
 MODELS: list[tuple[str, str, dict[str, Any], dict[str, tuple[int, ...]]]] = [
     ("LlamaForCausalLM", "LlamaConfig", _TEXT, {"input_ids": (2, 16)}),
     ("LlamaModel", "LlamaConfig", _TEXT, {"input_ids": (2, 16)}),
@@ -34,8 +35,8 @@ MODELS: list[tuple[str, str, dict[str, Any], dict[str, tuple[int, ...]]]] = [
         {"input_ids": (2, 8), "attention_mask": (2, 8)},
     ),
     ("XLNetModel", "XLNetConfig", {"vocab_size": 60, "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 32}, {}),
-    ("BartModel", "BartConfig", _SEQ2SEQ, {"input_ids": (2, 16), "decoder_input_ids": (2, 16)}),
-    ("BartForSequenceClassification", "BartConfig", _SEQ2SEQ, {"input_ids": (2, 16), "decoder_input_ids": (2, 16)}),
+    ("BartModel", "BartConfig", _SEQ2SEQ, _BOTH),
+    ("BartForSequenceClassification", "BartConfig", _SEQ2SEQ, _BOTH),
     ("ViTModel", "ViTConfig", _VISION, {"pixel_values": (2, 3, 16, 16)}),
     ("ViTModel", "ViTConfig", dict(_VISION, num_channels=1), {"pixel_values": (2, 1, 16, 16)}),
     ("VideoMAEModel", "VideoMAEConfig", dict(_VISION, num_frames=4), {"pixel_values": (2, 4, 3, 16, 16)}),

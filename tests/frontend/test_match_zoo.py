@@ -12,10 +12,9 @@ from torch import Tensor, fx
 from moeify.frontend.match import Call, match
 from moeify.frontend.trace import trace
 from moeify.ir.text import refusal_text, site_text
+from moeify.layers.channels import features_last
 from traced_zoo import traced_zoo
-from zoo import ZOO
-
-WITH_SITES = [name for name in ZOO if name not in ("mixtral", "qwen2-moe")]
+from zoo import WITH_SITES, ZOO
 
 
 class Recorder(fx.Interpreter):
@@ -59,7 +58,7 @@ def test_handles_compute_the_ffn(name: str) -> None:
     for site in found.sites:
         assert len(found.calls[site.path]) == site.calls
         for call in found.calls[site.path]:
-            x, y = seen[call.x], seen[call.y]
+            x, y = (features_last(v) if call.channels else v for v in (seen[call.x], seen[call.y]))
             assert x.shape[:-1] == y.shape[:-1]
             ours = site.forward(x.double().reshape(-1, site.hidden))
             torch.testing.assert_close(ours, y.double().reshape(-1, site.output), rtol=1e-5, atol=1e-5)

@@ -105,6 +105,25 @@ def test_failures_are_one_line(caption: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+class Rescaled(nn.Module):
+    """RWKV's habit: the first forward in eval mode scales the matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.inner.get_parameter("2.weight").div_(2)
+        y: Tensor = self.inner(x)
+        return y
+
+
+def test_a_model_that_changes_its_weights_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^Rescaled changes its own weights as it runs \(inner\.2\.weight\): an MoE layer"):
+        trace(built(Rescaled), (values(2, 5, HIDDEN),))
+
+
 WRONG_BATCHES: dict[str, tuple[Any, str]] = {
     "positional": ((ids(),), "a batch holds positional arguments, the model was traced with keyword ones"),
     "missing key": ({"input_ids": ids()}, "a batch holds input_ids, the model was traced with input_ids, attention_mask"),

@@ -47,6 +47,14 @@ def test_a_batch_of_one_does_not_fix_the_batch_size() -> None:
     torch.testing.assert_close(traced.run(zoo.model, (ids(4, 3),))[0], zoo.run((ids(4, 3),)))
 
 
+def test_one_tensor_given_twice_is_two_inputs() -> None:
+    zoo = ZOO["t5"]()
+    tokens = ids(2, 5)
+    traced = trace(zoo.model, {"input_ids": tokens, "decoder_input_ids": tokens})
+    batch = {"input_ids": ids(2, 5, seed=3), "decoder_input_ids": ids(2, 5, seed=4)}
+    torch.testing.assert_close(traced.run(zoo.model, batch)[0], zoo.run(batch).logits, rtol=1e-4, atol=1e-4)
+
+
 def _unrolled(h: Tensor) -> Tensor:
     return torch.stack([h[:, i] * i for i in range(h.shape[1])], 1)
 

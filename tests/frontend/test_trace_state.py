@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from torch import nn
 
 from moeify.errors import InputError
+from moeify.export.onnx.calm import calm
 from moeify.frontend.trace import trace
 from moeify.frontend.trace_state import tracing_state
 from zoo import ZOO, values
@@ -35,14 +39,42 @@ def test_the_model_is_left_as_it_was() -> None:
         assert torch.equal(value, weights[name])
 
 
-def test_each_config_gets_its_own_value_back() -> None:
-    zoo = ZOO["t5"]()
-    zoo.model.get_submodule("decoder").config.use_cache = False  # type: ignore[union-attr]  # Hugging Face's own attribute
+class _Interrupted(Exception):
+    """Stands for whatever ends a trace in the middle."""
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["to the end", "an exception in the middle"])
+@pytest.mark.parametrize("state", [tracing_state, calm], ids=["tracing", "exporting"])
+@pytest.mark.parametrize(("name", "part"), [("t5", "decoder"), ("bart", "model.decoder"), ("whisper", "model.encoder")])
+def test_each_config_gets_its_own_value_back(
+    name: str, part: str, state: Callable[[nn.Module], AbstractContextManager[None]], fails: bool
+) -> None:
+    """Parts may share the model's config (BART) or hold a copy (T5); here one part has a copy with another value."""
+    zoo = ZOO[name]()
+    module: Any = zoo.model.get_submodule(part)
+    module.config = copy.deepcopy(module.config)
+    module.config.use_cache = False
     before = _state(zoo.model)
-    with tracing_state(zoo.model):
-        assert set(_state(zoo.model)[1]) <= {False, None}
-    assert _state(zoo.model) == before
     assert {True, False} <= set(before[1])
+    with suppress(_Interrupted), state(zoo.model):
+        assert set(_state(zoo.model)[1]) <= {False, None}
+        if fails:
+            raise _Interrupted
+    assert _state(zoo.model) == before
+
+
+def test_use_cache_comes_back_where_the_forward_of_an_encoder_decoder_raises() -> None:
+    zoo = ZOO["t5"]()
+    before = _state(zoo.model)
+
+    def fail(module: nn.Module, args: Any) -> None:
+        raise ValueError("the decoder's feed-forward network is broken")
+
+    handle = zoo.model.get_submodule("decoder.block.0.layer.2.DenseReluDense").register_forward_pre_hook(fail)
+    with pytest.raises(InputError, match="does not run on its example inputs: the decoder's feed-forward network is broken"):
+        trace(zoo.model, zoo.example)
+    handle.remove()
+    assert _state(zoo.model) == before
 
 
 def test_the_model_is_left_as_it_was_after_an_error() -> None:

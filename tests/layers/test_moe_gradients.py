@@ -153,7 +153,8 @@ def test_bfloat16_autocast(top_k: int | None, rank: int) -> None:
 @pytest.mark.parametrize("kind", ["hidden", "output"])
 @pytest.mark.parametrize("top_k", [2, None])
 def test_dropout_is_that_of_training_alone(kind: str, top_k: int | None) -> None:
-    rewrite = Rewrite("submodule", {"ffn": "mlp"}, **{f"{kind}_dropout": 0.5})
+    rates: dict[str, Any] = {f"{kind}_dropout": 0.5}
+    rewrite = Rewrite("submodule", {"ffn": "mlp"}, **rates)
     site = dense_site(neurons=64, hidden=16, activation="relu", rewrite=rewrite)
     layer = MoELayer.from_spec(site, split_spec(site, experts=4, top_k=top_k))
     plain = MoELayer(replace(layer.config, hidden_dropout=0.0, output_dropout=0.0))

@@ -16,12 +16,10 @@ from moeify.ir.model_graph import ModelGraph
 from moeify.layers.budget import moe_layers, set_top_k
 from moeify.layers.moe_layer import MoELayer
 from moeify.splice.eager import install
-from zoo import ZOO, Zoo
-
-CONVERTIBLE = sorted(name for name, make in ZOO.items() if make().sites)
+from zoo import WITH_SITES, WRITERS, ZOO, Zoo
 
 #: One model for each way of rewriting, and a decoder.
-ONE_EACH = ("bert", "llama", "inline", "bare-block", "encoder-pre-gelu")
+ONE_EACH = ("bert", "llama", "inline", "bare-block", "encoder-pre-gelu", "squeezebert", "conv-1d", "conv-2d")
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Case:
     dense_weights: set[str]
 
 
-@pytest.fixture(params=CONVERTIBLE, scope="module")
+@pytest.fixture(params=WITH_SITES, scope="module")
 def case(request: pytest.FixtureRequest) -> Case:
     dense, graph = opened(request.param)
     sites = graph.host.find()[0]
@@ -124,7 +122,7 @@ def test_torch_compile_gives_the_same(name: str) -> None:
     assert distance(found, expected) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "qwen2", "phi3", "bart"])
+@pytest.mark.parametrize("name", [name for name in WRITERS if name in WITH_SITES])
 def test_greedy_text_stays_the_same(name: str) -> None:
     zoo, _ = opened(name)
     assert isinstance(zoo.example, dict)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from converted import EXPERTS, call, opened
 from moeify.frontend.load_model import load_model
 from moeify.ir.facts import Fact, NeuronGroups
+from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
+from moeify.layers.channels import features_last
 from moeify.pipeline.context import PassContext
 from moeify.pipeline.each_layer import EachLayer
 from moeify.pipeline.pipeline import Pipeline
@@ -23,7 +25,10 @@ from moeify_passes.rewrite.insert_router import InsertRouter
 from moeify_passes.rewrite.split_experts import SplitExperts
 from zoo import ZOO, Zoo
 
-WALKED = ("albert", "bart", "bert", "encoder-pre-gelu", "gpt2", "llama", "mixer", "phi3", "t5", "vit")
+WALKED = (
+    "albert", "bart", "bert", "conv-1d", "conv-2d", "encoder-pre-gelu", "gpt2", "llama", "mixer", "phi3", "squeezebert", "t5",
+    "vit",
+)  # fmt: skip
 
 
 class Listen:
@@ -53,8 +58,9 @@ def eager_inputs(zoo: Zoo, graph: ModelGraph, batches: list[Any]) -> dict[str, l
     for site in graph.sites:
         owner = zoo.model.get_submodule(site.up.parameter.rpartition(".")[0])
 
-        def hear(module: nn.Module, args: tuple[Tensor, ...], path: str = site.path) -> None:
-            heard[path].append(args[0].detach().reshape(-1, args[0].shape[-1]).clone())
+        def hear(module: nn.Module, args: tuple[Tensor, ...], site: FeedForward = site) -> None:
+            x = features_last(args[0]) if site.rewrite.channels else args[0]
+            heard[site.path].append(x.detach().reshape(-1, site.hidden).clone())
 
         hooks.append(owner.register_forward_pre_hook(hear))
     for batch in batches:
@@ -123,16 +129,21 @@ def test_padding_is_left_out() -> None:
     assert {len(torch.cat(inputs)) for inputs in listen.heard.values()} == {int(mask.sum())}
 
 
-def test_the_mask_of_one_stream_is_not_laid_on_another() -> None:
-    """In an encoder-decoder attention_mask is the encoder's: no token of the decoder is left out by it."""
+@pytest.mark.parametrize("own", [False, True], ids=["encoder's alone", "both streams'"])
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_in_an_encoder_decoder_each_stream_has_its_own_padding(name: str, own: bool) -> None:
+    """Both streams are equally long here: a mask on the wrong one would not show by its size."""
     listen = Listen()
-    zoo = ZOO["t5"]()
+    zoo = ZOO[name]()
     assert isinstance(zoo.example, dict)
     ids = zoo.example["decoder_input_ids"]
-    mask = torch.ones_like(ids)
-    mask[0, 2:] = 0
-    pipeline = Pipeline((FindFeedForward(), EachLayer((listen,))))
-    traced = zoo.example | {"attention_mask": mask}
-    graph = ModelGraph(EagerHost(load_model(zoo.model, example=traced | {"input_ids": ids})))
-    pipeline.run(graph, [traced | {"input_ids": ids}])
-    assert {len(torch.cat(inputs)) for inputs in listen.heard.values()} == {ids.numel()}
+    masks = {"attention_mask": torch.ones_like(ids)}
+    masks["attention_mask"][0, 2:] = 0
+    if own:
+        masks["decoder_attention_mask"] = torch.ones_like(ids)
+        masks["decoder_attention_mask"][1, 4:] = 0
+    batch = {"input_ids": ids, "decoder_input_ids": ids, **masks}
+    graph = ModelGraph(EagerHost(load_model(zoo.model, example=batch)))
+    Pipeline((FindFeedForward(), EachLayer((listen,)))).run(graph, [batch])
+    found = {path.removeprefix("model.").split(".")[0]: len(torch.cat(inputs)) for path, inputs in listen.heard.items()}
+    assert found == {"encoder": ids.numel() - 3, "decoder": ids.numel() - own}

@@ -1,4 +1,4 @@
-"""torch's symbols for free axes (s77) => batch, sequence, past_sequence, total_sequence."""
+"""torch's symbols for free axes (s77) => batch, sequence, decoder_sequence, past_sequence, total_sequence."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def _symbol(dim: Any) -> str | None:
 
 
 def _label(name: str, axis: int, taken: set[str]) -> str:
-    wanted = "batch" if axis == 0 else "past_sequence" if name.startswith("past_key_values.") else "sequence"
+    streams = {"past_key_values": "past_sequence", "decoder_input_ids": "decoder_sequence"}
+    wanted = "batch" if axis == 0 else streams.get(name.partition(".")[0], "sequence")
     if wanted in taken:
         wanted = "total_sequence" if name == "attention_mask" else f"{name}_{axis}"
     return wanted

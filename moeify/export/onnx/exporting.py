@@ -17,6 +17,7 @@ from moeify.export.onnx.body import OPSET
 from moeify.export.onnx.calm import calm
 from moeify.export.onnx.decoder_interface import decoder_interface
 from moeify.export.onnx.distance import BOUNDS
+from moeify.export.onnx.encoder_decoder_interface import encoder_decoder_interface
 from moeify.export.onnx.interface import flat_interface
 from moeify.export.onnx.packages import check_packages
 from moeify.export.onnx.report import Check, OnnxReport, Port
@@ -35,14 +36,17 @@ def export_onnx(model: nn.Module, example: Batch, output: Path, *, force: bool =
     """Writes `output` (and `output.data` beyond 2 GB) once ONNX Runtime has given what the model gives.
 
     Every MoE layer is one `moeify::MoE` node with a body of standard operators. Hugging Face decoders take and give their
-    cache; batch and sequence are free. The model is left as it was. Raises UsageError for a bad option, OutputError where
-    the file cannot be written, ConversionError where the model cannot be translated or the file computes something else.
+    cache, encoder-decoders are one graph without one; batch and sequence are free. The model is left as it was. Raises
+    UsageError for a bad option, OutputError where the file cannot be written, ConversionError where the model cannot be
+    translated or the file computes something else.
     """
     started = time.monotonic()
     _check(model, opset)
     check_target(output, force=force)
     with calm(model), whole_file(output, force) as part:
-        interface = decoder_interface(model, example) or flat_interface(model, example)
+        interface = (
+            decoder_interface(model, example) or encoder_decoder_interface(model, example) or flat_interface(model, example)
+        )
         graph = trace(interface, opset)
         layers = attach_bodies(graph)
         data = _save(graph, part)

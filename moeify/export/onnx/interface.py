@@ -29,11 +29,15 @@ class Interface:
 
 
 class FlatModel(nn.Module):
-    """A model whose tensors go in one by one and come out as a tuple; what is not a tensor in the example stays as it is."""
+    """A model whose tensors go in one by one and come out as a tuple; what is not a tensor in the example stays as it is.
 
-    def __init__(self, model: nn.Module, example: Batch) -> None:
+    outputs: how many of the outputs are kept; None: all.
+    """
+
+    def __init__(self, model: nn.Module, example: Batch, outputs: int | None = None) -> None:
         super().__init__()
         self.traced = model
+        self._outputs = outputs
         self._args = () if isinstance(example, dict) else tuple(example)
         self._kwargs = dict(example) if isinstance(example, dict) else {}
 
@@ -41,11 +45,12 @@ class FlatModel(nn.Module):
         given = iter(tensors)
         args = [next(given) if isinstance(value, Tensor) else value for value in self._args]
         kwargs = {name: next(given) if isinstance(value, Tensor) else value for name, value in self._kwargs.items()}
-        return tuple(named_tensors(self.traced(*args, **kwargs)).values())
+        return tuple(named_tensors(self.traced(*args, **kwargs)).values())[: self._outputs]
 
 
-def flat_interface(model: nn.Module, example: Batch) -> Interface:
-    """For any module. Inputs by the names of forward's parameters, outputs by their field names or output_0, output_1, ...
+def flat_interface(model: nn.Module, example: Batch, outputs: int | None = None) -> Interface:
+    """For any module. Inputs by the names of forward's parameters, outputs (the first few of them, None: all) by their field
+    names or output_0, output_1, ...
 
     Raises UsageError for an example without tensors, ConversionError for outputs that hold none.
     """
@@ -53,11 +58,11 @@ def flat_interface(model: nn.Module, example: Batch) -> Interface:
     tensors = {name: _enlarged(value, named) for name, value in named.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UsageError("the example inputs hold no tensor: pass a tuple or a dict with at least one")
-    module = FlatModel(model, example)
-    outputs = named_tensors(model(**example) if isinstance(example, dict) else model(*example))
-    if not outputs:
+    module = FlatModel(model, example, outputs)
+    found = named_tensors(model(**example) if isinstance(example, dict) else model(*example))
+    if not found:
         raise ConversionError(f"the output of {type(model).__name__} holds no tensor; nothing can be exported")
-    return Interface(module, tuple(tensors.values()), tuple(tensors), tuple(outputs))
+    return Interface(module, tuple(tensors.values()), tuple(tensors), tuple(found)[:outputs])
 
 
 def named_tensors(output: Any) -> dict[str, Tensor]:
@@ -92,6 +97,7 @@ def _named(model: nn.Module, example: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _enlarged(tensor: Tensor, named: Mapping[str, Any]) -> Tensor:
-    """A batch of one is traced as a batch of two: torch.export takes a size of 1 for a constant."""
+    """A batch of one is traced as a batch of two: torch.export takes a size of 1 for a constant, and one tensor object in
+    two places for one input."""
     sizes = {value.shape[0] for value in named.values() if isinstance(value, Tensor) and value.ndim}
-    return torch.cat([tensor, tensor]) if sizes == {1} and tensor.ndim else tensor
+    return torch.cat([tensor, tensor]) if sizes == {1} and tensor.ndim else tensor.clone()

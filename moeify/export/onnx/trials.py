@@ -71,17 +71,9 @@ def _tokens(ids: Tensor, batch: int, tokens: int) -> Array:
 
 
 def flat_trials(interface: Interface, session: Any) -> Iterator[Trial]:
-    """The example; another batch; another length, where the file leaves it free."""
+    """The example; another batch; other lengths, where the file leaves them free; padded, where there is a mask of tokens."""
     dims = {value.name: value.shape for value in session.get_inputs()}
-    changes: list[tuple[str, Mapping[str, int]]] = [("the example", {}), ("batch + 1", {"batch": 1})]
-    changes += [("batch + 1, length + 3", {"batch": 1, "length": 3}), ("length - 1", {"length": -1})]
-    seen = []
-    for name, change in changes:
-        inputs = {key: _resized(tensor, dims.get(key, []), change) for key, tensor in zip(interface.inputs, interface.example)}
-        shapes = [tensor.shape for tensor in inputs.values()]
-        if shapes in seen:
-            continue
-        seen.append(shapes)
+    for name, inputs in _flat_inputs(dict(zip(interface.inputs, interface.example)), dims):
 
         def eager(inputs: dict[str, Tensor] = inputs) -> list[Array]:
             return [_array(tensor) for tensor in interface.module(*inputs.values())]
@@ -93,11 +85,37 @@ def flat_trials(interface: Interface, session: Any) -> Iterator[Trial]:
         yield name, eager, exported
 
 
+def _flat_inputs(example: dict[str, Tensor], dims: Mapping[str, list[Any]]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    seen: list[list[torch.Size]] = []
+    for name, change in _changes(dims):
+        inputs = {key: _resized(tensor, dims.get(key, []), change) for key, tensor in example.items()}
+        shapes = [tensor.shape for tensor in inputs.values()]
+        if shapes not in seen:
+            seen.append(shapes)
+            yield name, inputs
+    mask = example.get("attention_mask", torch.empty(0))
+    if mask.ndim == 2 and not mask.is_floating_point() and mask.shape[1] > 2:
+        padded = mask.clone()
+        padded[0, -2:] = 0
+        yield "padding", example | {"attention_mask": padded}
+
+
+def _changes(dims: Mapping[str, list[Any]]) -> Iterator[tuple[str, Mapping[str, int]]]:
+    """A name, and by how much axes of that name become longer."""
+    lengths = {dim for shape in dims.values() for dim in shape[1:] if isinstance(dim, str)}
+    yield "the example", {}
+    yield "batch + 1", {"batch": 1}
+    yield "batch + 1, length + 3", {"batch": 1} | dict.fromkeys(lengths, 3)
+    yield "length - 1", dict.fromkeys(lengths, -1)
+    if len(lengths) > 1:
+        yield from ((f"{length} + 2", {length: 2}) for length in sorted(lengths))
+
+
 def _resized(tensor: Tensor, dims: list[Any], change: Mapping[str, int]) -> Tensor:
     """Free axes longer or shorter; the values are the example's own, in another order."""
     for axis, dim in enumerate(dims):
-        more = change.get("batch" if axis == 0 else "length", 0)
-        if isinstance(dim, str) and more and tensor.shape[axis] + more > 0:
+        more = change.get(dim, 0) if isinstance(dim, str) else 0
+        if more and tensor.shape[axis] + more > 0:
             size = tensor.shape[axis]
             tensor = tensor.index_select(axis, torch.arange(size + more).flip(0) % size)
     return tensor.contiguous()
