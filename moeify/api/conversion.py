@@ -48,6 +48,7 @@ def convert(
     dtype: str = "fp32",
     device: str = "cpu",
     force: bool = False,
+    allow_pickle: bool = False,
     progress: Progress = no_progress,
 ) -> Conversion:
     """Converts a dense model into a Mixture-of-Experts model.
@@ -56,6 +57,7 @@ def convert(
     largest active fraction of each FFN), layers, tokens, seed and settings change its options. calibrate: data that passes
     may look at; without it the conversion goes by the weights alone. output: a folder that appears whole or not at all;
     `force` allows replacing one. export: "torch" (always there) and "onnx" (OUTPUT/model.onnx).
+    allow_pickle: unpickles a module of other classes than torch.nn's, which runs what the file says.
 
     Raises UsageError for options that do not fit, before anything is loaded where that can be told; InputError,
     ConversionError and OutputError later.
@@ -67,7 +69,9 @@ def convert(
     if output is not None:
         check_output(Path(output), source, force=force)
     progress("loading and tracing", 0, None)
-    ready = prepare(source, plan, calibrate, tokens, factory=factory, example=example, dtype=dtype, device=device)
+    ready = prepare(
+        source, plan, calibrate, tokens, factory=factory, example=example, dtype=dtype, device=device, allow_pickle=allow_pickle
+    )
     graph, host = ready.graph, ready.host
     report = ready.pipeline.run(graph, ready.data, seed=plan.seed, progress=progress)
     report = replace(report, notes=(*ready.notes, *report.notes), data=ready.describe_data())

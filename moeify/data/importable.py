@@ -30,7 +30,7 @@ def importable(name: str, what: str) -> Any:
         raise UsageError(f"{what}: {name!r} is no importable name; write package.module:callable")
     module, _, attributes = name.partition(":")
     try:
-        with _current_directory_last():
+        with current_directory_last():
             found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
@@ -54,7 +54,7 @@ def one_line(error: BaseException, length: int = 200) -> str:
 
 
 @contextmanager
-def _current_directory_last() -> Iterator[None]:
+def current_directory_last() -> Iterator[None]:
     """Lets modules of the current directory be found, after all installed ones, and only for so long."""
     here = str(Path.cwd())
     sys.path.append(here)

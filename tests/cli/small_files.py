@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import zoo_huggingface
 from cli.tiny_models import HIDDEN, stack
+from frontend.pickle_traps import save_pickle
 
 _RECIPE = """
 [[pass]]
@@ -85,6 +86,14 @@ def _cut_llama(path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1000])
 
 
+def _layers() -> nn.Module:
+    """A model of torch.nn's classes alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(HIDDEN, 2, 32, batch_first=True)
+        return nn.Sequential(nn.Embedding(20, HIDDEN), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
+
+
 def _old_folder(path: Path) -> None:
     path.mkdir()
     (path / "precious.txt").write_text("keep me", "utf-8")
@@ -99,6 +108,10 @@ FILES: Mapping[str, Callable[[Path], Any]] = MappingProxyType(
         "missing.pt": _saved(lambda: state(_without_one)),
         "linear.pt": _saved(lambda: nn.Sequential(nn.Linear(HIDDEN, HIDDEN)).state_dict()),
         "module.pt": _saved(stack),
+        "layers.pt": _saved(_layers),
+        "two-inputs.pt": _saved(lambda: nn.Transformer(HIDDEN, 2, 1, 1, 32)),
+        "gone.pt": lambda path: save_pickle(b"\x80\x02cno_such_module\nNet\n)\x81.", path),
+        "moved.pt": lambda path: save_pickle(b"\x80\x02ccli.tiny_models\nNoBlock\n)\x81.", path),
         "list.pt": _saved(lambda: [1, 2, 3]),
         "empty.pt": _bytes(b""),
         "garbage.pt": _bytes(bytes(range(256)) * 20),
