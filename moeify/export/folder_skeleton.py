@@ -13,6 +13,8 @@ from torch import nn
 from moeify.data.importable import one_line
 from moeify.errors import InputError, MissingExtraError
 from moeify.frontend.load_example import ASSUMED, read_example
+from moeify.frontend.load_exported import NAME as PROGRAM
+from moeify.frontend.load_exported import check_dtype, read_exported
 from moeify.frontend.load_factory import Factory, build
 from moeify.frontend.load_quietly import quiet_transformers
 from moeify.frontend.load_torch_file import ForeignPickleError
@@ -31,16 +33,21 @@ def build_skeleton(
     """The dense model with parameters on the meta device; or what `factory` builds.
 
     Only classes of transformers are taken by name, from `folder`/source/config.json; a factory is never imported because a
-    file names it. `folder`/source/module.pt is built where it is of torch.nn classes alone, or with allow_pickle.
+    file names it. `folder`/source/module.pt is built where it is of torch.nn classes alone, or with allow_pickle;
+    `folder`/source/program.pt2 where nothing in it could run.
     Raises InputError where a factory is needed, or the config does not make the model.
     """
-    module = folder / "source" / SKELETON
+    module, program = folder / "source" / SKELETON, folder / "source" / PROGRAM
     if factory is not None:
         model = build(factory)
         first = next((p.dtype for p in model.parameters() if p.is_floating_point()), dtype)
         return model.to(dtype) if info.kind == "state-dict" or first != dtype else model
     if module.is_file():
         return _unpickled(module, allow_pickle).to(dtype)
+    if program.is_file():
+        model = read_exported(program)
+        check_dtype(model, dtype, folder)
+        return model
     if not info.model_class.startswith(_PREFIX):
         was = f"with the factory {info.factory}" if info.factory else f"as a {info.model_class} in memory"
         raise InputError(

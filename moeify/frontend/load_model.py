@@ -17,6 +17,7 @@ from moeify.frontend.example_inputs import example_inputs, needs_example
 from moeify.frontend.infer_example import infer_example
 from moeify.frontend.load_checks import check_finite
 from moeify.frontend.load_example import ASSUMED, read_example
+from moeify.frontend.load_exported import load_exported
 from moeify.frontend.load_factory import Factory, build, factory_name
 from moeify.frontend.load_huggingface import load_gguf, load_huggingface
 from moeify.frontend.load_refusals import refusal
@@ -42,10 +43,10 @@ def load_model(
     """The model, in eval mode on that device, with example inputs.
 
     source: a Hugging Face folder (safetensors), a GGUF file, a state_dict (.pt, .pth, .safetensors) with its `factory`, a
-    pickled module (.pt; with a factory its weights count alone), or a module in memory, which stays in its own dtype. What a
-    file holds is told by its content. Nothing is downloaded; no code of the file's own is run, but for pickles with
-    allow_pickle; a factory or example given by name is imported. Inputs that are not given are told by a config of
-    transformers or by the first layer.
+    pickled module (.pt; with a factory its weights count alone), a torch.export archive (.pt2) or a module in memory,
+    which both stay in their own dtype. What a file holds is told by its content. Nothing is downloaded; no code of the file's
+    own is run, but for pickles with allow_pickle; a factory or example given by name is imported. Inputs that are not given
+    are told by the archive, by a config of transformers or by the first layer.
 
     Raises InputError (or UsageError for a wrong combination of arguments) in one line: what, where, which value, what next.
     """
@@ -69,6 +70,10 @@ def _from_disk(path: Path, kind: Kind, factory: Factory | None, dtype: torch.dty
         if factory is not None:
             raise UsageError(f"factory: is for state_dicts; {path} says itself which model it is")
         return load_huggingface(path, dtype) if kind == "huggingface" else load_gguf(path, dtype)
+    if kind == "exported-program":
+        if factory is not None:
+            raise UsageError(f"factory: is for state_dicts; {path} holds the program itself")
+        return load_exported(path, dtype)
     if kind == "safetensors":
         return _from_state_dict(path, read_safetensors(path), factory, dtype)
     if kind in ("torch", "pickle"):

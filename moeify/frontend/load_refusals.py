@@ -10,7 +10,6 @@ from moeify.frontend.sniff import Kind
 _INSTEAD: dict[Kind, str] = {
     "converted": "is a converted model already; give the dense model, or open it with moeify.load",
     "torchscript": "is a TorchScript archive, which cannot be converted; save model.state_dict() of the Python model instead",
-    "exported-program": "is a torch.export archive (.pt2), which cannot be trained on; save model.state_dict() instead",
     "onnx": "is an ONNX file, which has no training path; give the PyTorch model that it was exported from",
     "zip": "is a zip archive that torch.save did not write; give a state_dict, a GGUF file or a Hugging Face folder",
 }

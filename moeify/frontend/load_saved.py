@@ -14,7 +14,7 @@ from moeify.data.importable import current_directory_last, one_line
 from moeify.errors import InputError
 from moeify.frontend.load_torch_file import SAVE_HINT, ForeignPickleError, read_torch_file
 from moeify.frontend.module_build import Builder, RefusedError
-from moeify.frontend.module_records import ModuleRecord, stand_ins
+from moeify.frontend.module_records import ModuleRecord, nn_records
 from moeify.frontend.sniff import Kind
 
 #: Under these keys training frameworks keep the model, or its state_dict, inside a checkpoint.
@@ -30,7 +30,7 @@ def read_saved(path: Path, kind: Kind, *, allow_pickle: bool = False) -> Any:
     unpickled as they are, which runs what they say. Raises InputError for damage, and ForeignPickleError without allow_pickle.
     """
     try:
-        found = _inner(read_torch_file(path, kind, stand_ins()))
+        found = _inner(read_torch_file(path, kind, nn_records()))
         return Builder().value(found) if isinstance(found, ModuleRecord) else found
     except ForeignPickleError as error:
         if not allow_pickle:

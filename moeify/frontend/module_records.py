@@ -38,7 +38,7 @@ class FunctionRecord:
 
 
 @cache
-def stand_ins() -> tuple[tuple[Any, str], ...]:
+def nn_records() -> tuple[tuple[Any, str], ...]:
     """(record, name in a pickle) for everything on the list of `torch_nn`."""
     modules = [
         (type(cls.__name__, (ModuleRecord,), {"__slots__": (), "of": cls}), name) for name, cls in module_classes().items()

@@ -34,11 +34,8 @@ class Match:
         return {"up": self.fingerprint.up.projection, **gate, "down": self.cone.down}
 
 
-def choose(matches: Sequence[Match], scopes: Scopes) -> Rewrite | str:
-    """The way for an FFN with these calls, the same for all of them; or why there is none.
-
-    Tried in turn: submodule, identity, stash, weights.
-    """
+def choose(matches: Sequence[Match], scopes: Scopes) -> Rewrite:
+    """The way for an FFN with these calls, the same for all of them. Tried in turn: submodule, identity, stash, weights."""
     dropout = _combined([node.meta.get("dropout", 0.0) for node in matches[0].cone.nodes])
     for way in (_submodule, _identity, _stash):
         choices = [way(match, scopes, dropout) for match in matches]
@@ -92,10 +89,8 @@ def _stash(match: Match, scopes: Scopes, hidden_dropout: float) -> Rewrite | Non
     return Rewrite("stash", {**modules, **extra, "down": down}, hidden_dropout)
 
 
-def _weights(match: Match, hidden_dropout: float) -> Rewrite | str:
-    """Some matrix is a bare parameter, or is used past its module."""
-    if any(branch.fused for branch in match.cone.branches):
-        return "its fused matrix is not used by a module of its own"
+def _weights(match: Match, hidden_dropout: float) -> Rewrite:
+    """Some matrix is a bare parameter, or is used past its module; a fused one is named for both of its roles."""
     names = {role: p.weight for role, p in match.roles.items()}
     names |= {_bias_role(role): p.bias for role, p in match.roles.items() if p.bias is not None}
     owner = common_owner(names.values())

@@ -14,7 +14,7 @@ from moeify.errors import InputError
 from moeify.frontend.load_saved import read_saved
 from moeify.frontend.load_torch_file import only_these
 from moeify.frontend.module_build import Builder, RefusedError
-from moeify.frontend.module_records import stand_ins
+from moeify.frontend.module_records import nn_records
 from moeify.frontend.torch_nn import only_torch_nn
 
 #: The file's name in a folder's source/.
@@ -31,7 +31,7 @@ def skeleton(model: nn.Module, *, any_class: bool = False) -> bytes | None:
     with suppress(Exception):  # copying and pickling run code of the module's own
         bare = _without_weights(model)
         if only_torch_nn(model):
-            with suppress(RefusedError), only_these(stand_ins()):
+            with suppress(RefusedError), only_these(nn_records()):
                 return _saved(Builder().value(torch.load(io.BytesIO(_saved(bare)), weights_only=True)))
         if any_class:
             return _saved(bare)
