@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,15 +66,17 @@ def load_model(
     return replace(loaded, example=_in_dtype(loaded.example, loaded.model))
 
 
+#: What needs no factory, and how it is read.
+_WHOLE: Mapping[Kind, Callable[[Path, torch.dtype], LoadedModel]] = {
+    "huggingface": load_huggingface, "gguf": load_gguf, "exported-program": load_exported,
+}  # fmt: skip
+
+
 def _from_disk(path: Path, kind: Kind, factory: Factory | None, dtype: torch.dtype, allow_pickle: bool) -> LoadedModel:
-    if kind in ("huggingface", "gguf"):
+    if (load := _WHOLE.get(kind)) is not None:
         if factory is not None:
             raise UsageError(f"factory: is for state_dicts; {path} says itself which model it is")
-        return load_huggingface(path, dtype) if kind == "huggingface" else load_gguf(path, dtype)
-    if kind == "exported-program":
-        if factory is not None:
-            raise UsageError(f"factory: is for state_dicts; {path} holds the program itself")
-        return load_exported(path, dtype)
+        return load(path, dtype)
     if kind == "safetensors":
         return _from_state_dict(path, read_safetensors(path), factory, dtype)
     if kind in ("torch", "pickle"):

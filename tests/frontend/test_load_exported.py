@@ -148,7 +148,7 @@ def test_half_precision_stays_and_others_are_refused(tmp_path: Path) -> None:
 
 def test_a_factory_is_of_no_use(tmp_path: Path) -> None:
     write_archive(tmp_path / "m.pt2")
-    with pytest.raises(UsageError, match="holds the program itself"):
+    with pytest.raises(UsageError, match="says itself which model it is"):
         load_model(tmp_path / "m.pt2", factory=lambda: small()[0])
 
 

@@ -75,12 +75,6 @@ REFUSED: list[tuple[str, str, Callable[[Path], object], str]] = [
         lambda p: _archive(p, "m/data.pkl", "m/constants.pkl", "m/code/x.py"),
         "TorchScript archive",
     ),
-    (
-        "a torch.export archive",
-        ".pt2",
-        lambda p: _archive(p, "m/archive_format", "m/models/model.json"),
-        r"torch\.export archive",
-    ),
     ("another zip", ".zip", lambda p: _archive(p, "readme.txt"), "zip archive that torch.save did not write"),
     ("a zip of torch.save's names", ".pt", lambda p: _archive(p, "m/data.pkl", "m/version"), "no whole file of torch.save"),
     ("a path with a zero", "\0", lambda p: None, "cannot be read"),
