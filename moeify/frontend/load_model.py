@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from moeify.errors import InputError, UsageError
 from moeify.frontend.example_inputs import example_inputs, needs_example
 from moeify.frontend.infer_example import infer_example
+from moeify.frontend.load_adapter import load_adapter
 from moeify.frontend.load_checks import check_finite
 from moeify.frontend.load_example import ASSUMED, read_example
 from moeify.frontend.load_exported import load_exported
@@ -43,11 +44,11 @@ def load_model(
 ) -> LoadedModel:
     """The model, in eval mode on that device, with example inputs.
 
-    source: a Hugging Face folder (safetensors), a GGUF file, a state_dict (.pt, .pth, .safetensors) with its `factory`, a
-    pickled module (.pt; with a factory its weights count alone), a torch.export archive (.pt2) or a module in memory,
-    which both stay in their own dtype. What a file holds is told by its content. Nothing is downloaded; no code of the file's
-    own is run, but for pickles with allow_pickle; a factory or example given by name is imported. Inputs that are not given
-    are told by the archive, by a config of transformers or by the first layer.
+    source: a Hugging Face folder (safetensors) or a LoRA adapter's, a GGUF file, a state_dict (.pt, .pth, .safetensors) with
+    its `factory`, a pickled module (.pt; with a factory its weights count alone), a torch.export archive (.pt2) or a module in
+    memory, which both stay in their own dtype. What a file holds is told by its content. Nothing is downloaded; no code of
+    the file's own is run, but for pickles with allow_pickle; a factory or example given by name is imported. Inputs that are
+    not given are told by the archive, by a config of transformers or by the first layer.
 
     Raises InputError (or UsageError for a wrong combination of arguments) in one line: what, where, which value, what next.
     """
@@ -68,7 +69,7 @@ def load_model(
 
 #: What needs no factory, and how it is read.
 _WHOLE: Mapping[Kind, Callable[[Path, torch.dtype], LoadedModel]] = {
-    "huggingface": load_huggingface, "gguf": load_gguf, "exported-program": load_exported,
+    "huggingface": load_huggingface, "adapter": load_adapter, "gguf": load_gguf, "exported-program": load_exported,
 }  # fmt: skip
 
 
@@ -110,6 +111,12 @@ def _from_state_dict(path: Path, found: Any, factory: Factory | None, dtype: tor
 
 def _in_memory(model: nn.Module, content: bytes | None = None) -> LoadedModel:
     """content: the module's skeleton, where it is known."""
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("peft.tuners."):
+            raise InputError(
+                f"{type(model).__name__}: carries adapters of PEFT (at {name or 'its top'}); merge them into the weights "
+                "first: model = model.merge_and_unload()"
+            )
     for name, parameter in model.named_parameters():
         if parameter.is_meta or isinstance(parameter, nn.UninitializedParameter):
             raise InputError(

@@ -32,8 +32,6 @@ def refusal(path: Path, kind: Kind) -> InputError:
 
 def _folder(path: Path) -> str:
     names = {file.name for file in path.iterdir()}
-    if "adapter_config.json" in names:
-        return "is a LoRA adapter without its model; merge it into the model first (peft: merge_and_unload)"
     if found := sorted(name for name in names if name.endswith(".gguf")):
         return f"is a folder without config.json; give the file {path / found[0]}"
     if any(name.endswith(".safetensors") for name in names):

@@ -12,7 +12,7 @@ from torch import nn
 
 from moeify.ir.model_graph import Batch
 
-SourceKind = Literal["huggingface", "gguf", "state-dict", "module-file", "exported-program", "module"]
+SourceKind = Literal["huggingface", "adapter", "gguf", "state-dict", "module-file", "exported-program", "module"]
 
 
 @dataclass(frozen=True)

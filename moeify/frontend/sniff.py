@@ -10,8 +10,8 @@ from moeify.errors import InputError
 
 #: "pickle" is a torch.save file of before torch 1.6, or any other pickle; "zip" one that torch.save did not write.
 Kind = Literal[
-    "converted", "huggingface", "folder", "gguf", "safetensors", "torch", "torchscript", "exported-program", "pickle", "zip",
-    "onnx", "unknown",
+    "converted", "huggingface", "adapter", "folder", "gguf", "safetensors", "torch", "torchscript", "exported-program",
+    "pickle", "zip", "onnx", "unknown",
 ]  # fmt: skip
 
 #: A safetensors header of more bytes is refused by the format's own reader.
@@ -42,6 +42,8 @@ def sniff(path: Path) -> Kind:
 def _folder_kind(path: Path) -> Kind:
     if (path / "moeify.json").is_file():
         return "converted"
+    if (path / "adapter_config.json").is_file():
+        return "adapter"
     return "huggingface" if (path / "config.json").is_file() else "folder"
 
 

@@ -203,7 +203,7 @@ FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
         lambda f: _config(f, architectures=[3], model_type="gpt2"),
         "missing:",
     ),
-    ("an adapter", lambda f: [(f / "config.json").rename(f / "adapter_config.json")], "LoRA adapter"),
+    ("an adapter", lambda f: [(f / "config.json").rename(f / "adapter_config.json")], "a whole model and an adapter"),
     ("our own output", lambda f: (f / "moeify.json").write_text("{}"), "converted model already"),
 ]
 
