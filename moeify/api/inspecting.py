@@ -23,6 +23,7 @@ def inspect(
     allow_pickle: as `open_model`. Raises InputError for what cannot be read.
     """
     from moeify.frontend.sniff import sniff
+    from moeify.splice.eager_host import EagerHost
 
     kind = "module" if isinstance(source, nn.Module) else sniff(Path(source))
     if kind == "onnx":
@@ -33,8 +34,10 @@ def inspect(
         entries = read_manifest(Path(str(source))).layers
         return Inspection("converted", layer_rows((path, e.config, e.rewrite.way) for path, e in entries.items()))
     graph = open_model(source, factory=factory, example=example, allow_pickle=allow_pickle)
-    sites, refusals = graph.host.find()
-    return Inspection("dense", site_rows(sites), refusals)
+    host = graph.host
+    assert isinstance(host, EagerHost)
+    sites, refusals = host.find()
+    return Inspection("dense", site_rows(sites), refusals, host.loaded.notes)
 
 
 def _inspect_onnx(path: Path) -> Inspection:

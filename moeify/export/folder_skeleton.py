@@ -37,22 +37,12 @@ def build_skeleton(
     `folder`/source/program.pt2 where nothing in it could run.
     Raises InputError where a factory is needed, or the config does not make the model.
     """
-    module, program = folder / "source" / SKELETON, folder / "source" / PROGRAM
     if factory is not None:
         model = build(factory)
         first = next((p.dtype for p in model.parameters() if p.is_floating_point()), dtype)
         return model.to(dtype) if info.kind == "state-dict" or first != dtype else model
-    if module.is_file():
-        return _unpickled(module, allow_pickle).to(dtype)
-    if program.is_file():
-        model = read_exported(program)
-        check_dtype(model, dtype, folder)
-        return model
     if not info.model_class.startswith(_PREFIX):
-        was = f"with the factory {info.factory}" if info.factory else f"as a {info.model_class} in memory"
-        raise InputError(
-            f"{folder}: its dense model came {was}: name a callable that builds it (factory=..., --factory pkg.mod:callable)"
-        )
+        return _kept(folder, info, dtype, allow_pickle)
     with quiet_transformers("a converted Hugging Face model") as transformers:
         try:
             return _from_config(transformers, _known_class(transformers, folder, info), folder / "source", dtype)
@@ -66,13 +56,21 @@ def read_assumed(folder: Path) -> Batch | None:
     return read_example(path) if path.is_file() else None
 
 
-def _unpickled(module: Path, allow_pickle: bool) -> nn.Module:
-    try:
-        return read_skeleton(module, allow_pickle=allow_pickle)
-    except ForeignPickleError as error:
-        raise ForeignPickleError(
-            f"{error}; or name a callable that builds the dense model (factory=..., --factory pkg.mod:callable)"
-        ) from error
+def _kept(folder: Path, info: SourceInfo, dtype: torch.dtype, allow_pickle: bool) -> nn.Module:
+    """The module or program without its weights that the folder holds."""
+    factory = "name a callable that builds it (factory=..., --factory pkg.mod:callable)"
+    module, program = folder / "source" / SKELETON, folder / "source" / PROGRAM
+    if module.is_file():
+        try:
+            return read_skeleton(module, allow_pickle=allow_pickle).to(dtype)
+        except ForeignPickleError as error:
+            raise ForeignPickleError(f"{error}; or {factory}") from error
+    if program.is_file():
+        model = read_exported(program)
+        check_dtype(model, dtype, folder)
+        return model
+    was = f"with the factory {info.factory}" if info.factory else f"as a {info.model_class} in memory"
+    raise InputError(f"{folder}: its dense model came {was}: {factory}")
 
 
 def read_tokenizer(folder: Path) -> Any | None:

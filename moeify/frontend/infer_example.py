@@ -42,7 +42,7 @@ def infer_example(model: nn.Module) -> tuple[Tensor, str] | None:
     device = parameters[0].device if parameters else torch.device("cpu")
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, _Typed)]
     for name, layer in layers[:_FIRST]:
-        for x in _inputs(layer, model):
+        for x in _possible(layer, model):
             x = x.to(device, dtype if x.is_floating_point() else x.dtype)
             if _first_called(model, x) is layer:
                 sort = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
@@ -58,6 +58,14 @@ def _takes_one_input(model: nn.Module) -> bool:
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return len(needed) == 1 and needed[0] is positional[0] if positional else False
+
+
+def _possible(layer: nn.Module, model: nn.Module) -> Iterator[Tensor]:
+    """As `_inputs`; none for a layer that lacks what its class has, as one out of a file may."""
+    try:
+        yield from _inputs(layer, model)
+    except (AttributeError, TypeError, RuntimeError):
+        return
 
 
 def _inputs(layer: nn.Module, model: nn.Module) -> Iterator[Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +21,12 @@ from moeify.frontend.load_example import ASSUMED, read_example
 from moeify.frontend.load_exported import load_exported
 from moeify.frontend.load_factory import Factory, build, factory_name
 from moeify.frontend.load_huggingface import load_gguf, load_huggingface
+from moeify.frontend.load_module import class_path, from_file, in_memory, kept
 from moeify.frontend.load_refusals import refusal
 from moeify.frontend.load_safetensors import read_safetensors
 from moeify.frontend.load_saved import read_saved
 from moeify.frontend.load_state_dict import fill, state_dict_of
 from moeify.frontend.loaded import LoadedModel, SourceInfo, file_digest
-from moeify.frontend.skeleton import NAME as SKELETON
-from moeify.frontend.skeleton import skeleton
 from moeify.frontend.sniff import Kind, sniff
 from moeify.ir.model_graph import Batch
 
@@ -55,7 +53,7 @@ def load_model(
     if isinstance(source, nn.Module):
         if factory is not None:
             raise UsageError("factory: is for state_dicts; a module in memory needs none")
-        loaded = _in_memory(source)
+        loaded = in_memory(source)
     else:
         path = Path(source).expanduser()
         loaded = _from_disk(path, sniff(path), factory, dtype, allow_pickle)
@@ -83,15 +81,9 @@ def _from_disk(path: Path, kind: Kind, factory: Factory | None, dtype: torch.dty
     if kind in ("torch", "pickle"):
         found = read_saved(path, kind, allow_pickle=allow_pickle)
         if isinstance(found, nn.Module) and factory is None:
-            return _from_module_file(path, found, dtype)
+            return from_file(path, found, dtype)
         return _from_state_dict(path, found.state_dict() if isinstance(found, nn.Module) else found, factory, dtype)
     raise refusal(path, kind)
-
-
-def _from_module_file(path: Path, model: nn.Module, dtype: torch.dtype) -> LoadedModel:
-    loaded = _in_memory(model.to(dtype), skeleton(model, any_class=True))
-    source = replace(loaded.source, kind="module-file", name=path.name, digests={path.name: file_digest(path)})
-    return replace(loaded, source=source, path=path)
 
 
 def _from_state_dict(path: Path, found: Any, factory: Factory | None, dtype: torch.dtype) -> LoadedModel:
@@ -105,38 +97,8 @@ def _from_state_dict(path: Path, found: Any, factory: Factory | None, dtype: tor
     model = build(factory).to(dtype)
     fill(model, state, path)
     check_finite(model, str(path))
-    source = SourceInfo("state-dict", path.name, _class_path(model), {path.name: file_digest(path)}, factory_name(factory))
-    return LoadedModel(model, (), source, path=path, files=_files(skeleton(model)))
-
-
-def _in_memory(model: nn.Module, content: bytes | None = None) -> LoadedModel:
-    """content: the module's skeleton, where it is known."""
-    for name, module in model.named_modules():
-        if type(module).__module__.startswith("peft.tuners."):
-            raise InputError(
-                f"{type(model).__name__}: carries adapters of PEFT (at {name or 'its top'}); merge them into the weights "
-                "first: model = model.merge_and_unload()"
-            )
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta or isinstance(parameter, nn.UninitializedParameter):
-            raise InputError(
-                f"{type(model).__name__}: {name} has no values (lazy, or on the meta device); load its weights first"
-            )
-    check_finite(model, type(model).__name__)
-    source = SourceInfo("module", type(model).__name__, _class_path(model))
-    return LoadedModel(model, (), source, files=_files(content or skeleton(model)))
-
-
-def _files(content: bytes | None) -> dict[str, bytes]:
-    return {} if content is None else {SKELETON: content}
-
-
-def _class_path(model: nn.Module) -> str:
-    """`transformers.<class>` where the class is one of transformers' public ones, else where it was defined."""
-    cls, transformers = type(model), sys.modules.get("transformers")
-    if cls.__module__.startswith("transformers.") and getattr(transformers, cls.__name__, None) is cls:
-        return f"transformers.{cls.__name__}"
-    return f"{cls.__module__}.{cls.__qualname__}"
+    source = SourceInfo("state-dict", path.name, class_path(model), {path.name: file_digest(path)}, factory_name(factory))
+    return LoadedModel(model, (), source, path=path, files=kept(model))
 
 
 def _with_example(loaded: LoadedModel) -> LoadedModel:

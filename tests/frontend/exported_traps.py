@@ -120,12 +120,18 @@ def _renamed(old: str, new: str) -> Callable[[Members], None]:
     return apply
 
 
-def _size(text: str) -> Callable[[Members], None]:
+def _size(text: str, value: str = "x") -> Callable[[Members], None]:
     def change(found: Any) -> None:
         values = found["graph_module"]["graph"]["tensor_values"]
-        values["x"]["sizes"][0] = {"as_expr": {"expr_str": text, "hint": {"as_int": 2}}}
+        values[value]["sizes"][0] = {"as_expr": {"expr_str": text, "hint": {"as_int": 2}}}
 
     return _json(_MODEL, change)
+
+
+def _size_of_metadata(members: Members) -> None:
+    """The table of values has a key that elsewhere holds what need not be looked at."""
+    _renamed("x", "metadata")(members)
+    _size(_MKDIR, "metadata")(members)
 
 
 def _structure(kind: str, context: Any) -> Callable[[Members], None]:
@@ -185,6 +191,7 @@ TRAPS: list[tuple[str, Callable[[Members], object], str]] = [
         "the operator torch.os.mkdir",
     ),
     ("a size that is a call", _size(_MKDIR), "a size that is none"),
+    ("a size that is a call, of a value called metadata", _size_of_metadata, "a size that is none"),
     ("a size that is an attribute", _size("Symbol.__class__"), "a size that is none"),
     ("a size that is no expression", _size("s0 +"), "a size that is none"),
     ("a size of a text", _size(f"Symbol('{CANARY}')"), "a size that is none"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ SPRUNG: list[str] = [
     "weights as older archives had them",
     "an archive of before torch 2.8",
     "a size that is a call",
+    "a size that is a call, of a value called metadata",
     "a structure that imports a module",
     "a structure with an enumeration",
     "an input whose name is code",
@@ -69,6 +71,6 @@ def test_the_traps_would_spring(caption: str) -> None:
     """What the tests above rely on: torch itself runs them."""
     write_archive(Path("model.pt2"), {c[0]: c[1] for c in TRAPS}[caption])
     sys.modules.pop("trap_module", None)
-    with pytest.raises(Exception):  # noqa: B017, PT011  # whatever comes after the trap
+    with suppress(Exception):  # whatever comes after the trap
         torch.export.load("model.pt2").module()(*small()[1])
     assert Path(CANARY).exists()
