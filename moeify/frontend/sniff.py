@@ -64,6 +64,8 @@ def _zip_kind(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.partition("/")[2] for name in archive.namelist()} | set(archive.namelist())
+            if min((part.header_offset for part in archive.infolist()), default=0):
+                raise ValueError("it ends inside of an archive that it holds")
     except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: is a damaged or truncated zip archive ({error}); copy or download it again") from error
     if "archive_format" in names or "serialized_exported_program.json" in names:
