@@ -38,7 +38,9 @@ def read_torch_file(path: Path, kind: Kind, records: Sequence[tuple[Any, str]] =
     with warnings.catch_warnings(), only_these(records):
         warnings.simplefilter("ignore")  # torch's advice for pickles that it did not write
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "torch")
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "torch")
+            # A pickle may give an OrderedDict attributes, such as another `items`.
+            return dict(dict.items(found)) if isinstance(found, dict) else found
         except pickle.UnpicklingError as error:
             raise ForeignPickleError(_refusal(path)) from error
         except Exception as error:  # torch.load raises OSError, KeyError, EOFError, RuntimeError, ... for damaged files
