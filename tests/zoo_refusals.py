@@ -74,7 +74,7 @@ _CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no activation": (NoActivation, "no activation stands between its matrices"),
     "dropout before the activation": (EarlyDropout, "a dropout stands in front of its activation"),
     "learned scale inside": (LearnedScale, "a learned vector stands between its matrices"),
-    "LoRA branch": (LoRA, "it carries LoRA branches: merge them into the weights first"),
+    "LoRA branch": (LoRA, "it carries LoRA branches: merge them into the weights first (PEFT: merge_and_unload())"),
     "squeeze and excite": (SqueezeExcite, _BOTTLENECK),
     "bottleneck": (lambda: mlp(HIDDEN, 4), _BOTTLENECK),
     "own experts": (OwnExperts, "it is a Mixture of Experts already"),

@@ -25,25 +25,33 @@ def evaluate(
     example: Example | None = None,
     seed: int = 0,
     device: str = "cpu",
+    allow_pickle: bool = False,
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Measures a converted model on data: perplexity, distance from the dense model, active fraction, load of the experts.
 
     dense: the model before conversion, for what compares with it. nulls: adds all experts on, oracle routing, random
-    partition and a static mask. tokens: stop early. Raises InputError for what cannot be read.
+    partition and a static mask. tokens: stop early. allow_pickle: opens either model's pickle, which runs what it says. Raises
+    InputError for what cannot be read.
     """
     from moeify.export.folder import load_folder
     from moeify.frontend.load_model import load_model
     from moeify.frontend.sniff import sniff
     from moeify.measure.evaluate import evaluate_model
 
-    found = load_folder(Path(folder), factory=factory, device=device_of(device))
-    batch = example_of(found.model, found.tokenizer, example)
+    found = load_folder(Path(folder), factory=factory, device=device_of(device), allow_pickle=allow_pickle)
+    batch = example_of(found, example)
     before = None
     if dense is not None:
         bare = isinstance(dense, str | Path) and sniff(Path(dense)) in ("torch", "pickle", "safetensors")
-        again = factory if bare else None
-        loaded = load_model(dense, factory=again, example=batch, dtype=found.manifest.dtype, device=device)
+        loaded = load_model(
+            dense,
+            factory=factory if bare else None,
+            example=batch,
+            dtype=found.manifest.dtype,
+            device=device,
+            allow_pickle=allow_pickle,
+        )
         before = loaded.model
     batches = open_batches(data, found.model, found.tokenizer, batch, tokens)
     return evaluate_model(
@@ -59,6 +67,7 @@ def export(
     factory: Factory | None = None,
     example: Example | None = None,
     force: bool = False,
+    allow_pickle: bool = False,
     progress: Progress = no_progress,
 ) -> OnnxReport:
     """Writes a converted model as an ONNX file that stock ONNX Runtime runs; it is compared with the eager model first.
@@ -72,6 +81,6 @@ def export(
     from moeify.export.onnx.exporting import export_onnx
 
     check_target(Path(output), force=force)
-    found = load_folder(Path(folder), factory=factory)
+    found = load_folder(Path(folder), factory=factory, allow_pickle=allow_pickle)
     progress("exporting ONNX", 0, None)
-    return export_onnx(found.model, example_of(found.model, found.tokenizer, example), Path(output), force=force)
+    return export_onnx(found.model, example_of(found, example), Path(output), force=force)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,7 +12,10 @@ from torch import nn
 from moeify.errors import UsageError
 from moeify.ir.model_graph import Batch
 
-#: A model: a path (Hugging Face folder, GGUF file, state_dict with a factory), or a module in memory.
+if TYPE_CHECKING:
+    from moeify.export.folder import LoadedFolder
+
+#: A model: a path (Hugging Face folder, GGUF file, pickled module, state_dict with a factory), or a module in memory.
 Source = str | Path | nn.Module
 
 #: A callable without arguments that returns the module, or its name `pkg.mod:callable`.
@@ -36,13 +39,16 @@ def open_batches(source: Data, model: nn.Module, tokenizer: Any, example: Batch,
     return open_data(source, tokenizer=tokenizer, example=example, tokens=tokens, vocabulary=vocabulary_of(model))
 
 
-def example_of(model: nn.Module, tokenizer: Any, example: Example | None) -> Batch:
-    """One batch for the model: the one given, or one that its config tells. Raises InputError where there is neither."""
+def example_of(found: LoadedFolder, example: Example | None) -> Batch:
+    """One batch for a converted model: the one given, the one it was converted with if that was assumed, or one that its config
+    tells. Raises InputError where there is none."""
     from moeify.frontend.example_inputs import example_inputs
     from moeify.frontend.load_example import read_example
 
-    device = str(next(model.parameters()).device)
-    return example_inputs(model, tokenizer) if example is None else read_example(example, device)
+    wanted = found.example if example is None else example
+    if wanted is None:
+        return example_inputs(found.model, found.tokenizer)
+    return read_example(wanted, str(next(found.model.parameters()).device))
 
 
 def check_exports(export: Sequence[str], output: str | Path | None, *, dtype: str = "fp32", device: str = "cpu") -> None:

@@ -58,6 +58,7 @@ def convert(
     device: str = "cpu",
     force: bool = False,
     resume: bool = False,
+    allow_pickle: bool = False,
     progress: Progress = no_progress,
 ) -> Conversion:
     """Converts a dense model into a Mixture-of-Experts model.
@@ -67,6 +68,7 @@ def convert(
     may look at; without it the conversion goes by the weights alone. output: a folder that appears whole or not at all;
     `force` allows replacing one. export: "torch" (always there) and "onnx" (OUTPUT/model.onnx). resume: go on after the last
     layer that a run of the same conversion had finished when it was ended early, if there was one; the result is the same.
+    allow_pickle: unpickles a module of other classes than torch.nn's, which runs what the file says.
 
     Raises UsageError for options that do not fit, before anything is loaded where that can be told; InputError,
     ConversionError and OutputError later.
@@ -79,7 +81,10 @@ def convert(
         check_output(Path(output), source, force=force)
     with _journal(source, output, resume=resume) as journal:
         progress("loading and tracing", 0, None)
-        ready = prepare(source, plan, calibrate, tokens, factory=factory, example=example, dtype=dtype, device=device)
+        ready = prepare(
+            source, plan, calibrate, tokens, factory=factory, example=example, dtype=dtype, device=device,
+            allow_pickle=allow_pickle,
+        )  # fmt: skip
         if journal is not None:
             journal.begin(_key(ready, plan, dtype, device), resume=resume)
         graph = ready.graph

@@ -16,12 +16,14 @@ def inspect(
     *,
     factory: Factory | None = None,
     example: Example | None = None,
+    allow_pickle: bool = False,
 ) -> Inspection:
     """The feed-forward networks of a dense model, or the MoE layers of a converted folder or an ONNX file.
 
-    Raises InputError for what cannot be read.
+    allow_pickle: as `open_model`. Raises InputError for what cannot be read.
     """
     from moeify.frontend.sniff import sniff
+    from moeify.splice.eager_host import EagerHost
 
     kind = "module" if isinstance(source, nn.Module) else sniff(Path(source))
     if kind == "onnx":
@@ -31,9 +33,11 @@ def inspect(
 
         entries = read_manifest(Path(str(source))).layers
         return Inspection("converted", layer_rows((path, e.config, e.rewrite.way) for path, e in entries.items()))
-    graph = open_model(source, factory=factory, example=example)
-    sites, refusals = graph.host.find()
-    return Inspection("dense", site_rows(sites), refusals)
+    graph = open_model(source, factory=factory, example=example, allow_pickle=allow_pickle)
+    host = graph.host
+    assert isinstance(host, EagerHost)
+    sites, refusals = host.find()
+    return Inspection("dense", site_rows(sites), refusals, host.loaded.notes)
 
 
 def _inspect_onnx(path: Path) -> Inspection:

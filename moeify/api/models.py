@@ -21,20 +21,29 @@ def open_model(
     example: Example | None = None,
     dtype: str = "fp32",
     device: str = "cpu",
+    allow_pickle: bool = False,
 ) -> ModelGraph:
     """The model, loaded and traced, ready for passes; `graph.sites` is filled by FindFeedForward.
 
-    source: a Hugging Face folder (safetensors), a GGUF file, a state_dict (.pt, .safetensors) with `factory`, or a module.
+    source: a Hugging Face folder (safetensors), a GGUF file, a state_dict (.pt, .safetensors) with `factory`, a pickled module,
+        or one in memory. allow_pickle: unpickles a module of other classes than torch.nn's, which runs what the file says.
     factory: a callable without arguments that returns the module, or its name `pkg.mod:callable`.
     example: model inputs (a tuple of arguments or a dict of keyword arguments), a file of them, or `pkg.mod:callable`;
-        not needed where the model's config tells. dtype: fp32 or bf16. device: a torch device.
+        not needed where the model's config or first layer tells. dtype: fp32 or bf16. device: a torch device.
 
     Raises InputError for what cannot be read or traced, UsageError for wrong arguments.
     """
     from moeify.frontend.load_model import load_model
     from moeify.splice.eager_host import EagerHost
 
-    loaded = load_model(source, factory=factory, example=example, dtype=dtype_of(dtype), device=device_of(device))
+    loaded = load_model(
+        source,
+        factory=factory,
+        example=example,
+        dtype=dtype_of(dtype),
+        device=device_of(device),
+        allow_pickle=allow_pickle,
+    )
     return ModelGraph(EagerHost(loaded))
 
 
@@ -83,14 +92,20 @@ def load(
     factory: Factory | None = None,
     dtype: str | None = None,
     device: str = "cpu",
+    allow_pickle: bool = False,
 ) -> nn.Module:
     """The converted model of an output folder, in eval mode.
 
-    factory: needed again where the model is no class of transformers. Raises InputError for a folder that is damaged, newer
+    factory: needed again where the model is neither a class of transformers nor of torch.nn classes alone; allow_pickle does
+    without it where the model came as a pickle, and runs what that says. Raises InputError for a folder that is damaged, newer
     than this version, or none of ours.
     """
     from moeify.export.folder import load_folder
 
     return load_folder(
-        Path(folder), factory=factory, dtype=None if dtype is None else dtype_of(dtype), device=device_of(device)
+        Path(folder),
+        factory=factory,
+        dtype=None if dtype is None else dtype_of(dtype),
+        device=device_of(device),
+        allow_pickle=allow_pickle,
     ).model

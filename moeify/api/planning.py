@@ -61,12 +61,23 @@ def plan(
     seed: int | None = None,
     dtype: str = "fp32",
     device: str = "cpu",
+    allow_pickle: bool = False,
 ) -> Plan:
     """What `convert` with the same options would do, without doing it. Raises what `convert` raises before it computes."""
     wanted = configure(
         recipe, experts=experts, top_k=top_k, active=active, layers=layers, tokens=tokens, settings=settings, seed=seed
     )
-    ready = prepare(source, wanted, calibrate, tokens, factory=factory, example=example, dtype=dtype, device=device)
+    ready = prepare(
+        source,
+        wanted,
+        calibrate,
+        tokens,
+        factory=factory,
+        example=example,
+        dtype=dtype,
+        device=device,
+        allow_pickle=allow_pickle,
+    )
     counted = 0 if ready.data is None else _calibration_tokens(ready.pipeline) or 0
     weights = list(ready.graph.model.parameters())
     found = make_plan(ready.pipeline.passes, ready.graph, sum(p.numel() for p in weights), weights[0].element_size(), counted)
@@ -75,12 +86,14 @@ def plan(
 
 def prepare(
     source: Source, recipe: Recipe, calibrate: Data | None, tokens: int | None, *, factory: Factory | None,
-    example: Example | None, dtype: str, device: str,
+    example: Example | None, dtype: str, device: str, allow_pickle: bool,
 ) -> Ready:  # fmt: skip
     """Raises UsageError, as early as can be told, where options do not fit together or do not fit a site; InputError for a
     model or data that cannot be read, and for a model without a feed-forward network that can be converted."""
     pipeline = _build(recipe, calibrate, tokens)
-    graph = open_model(source, factory=factory, example=example, dtype=dtype, device=device)
+    graph = open_model(
+        source, factory=factory, example=example, dtype=dtype, device=device, allow_pickle=allow_pickle
+    )  # fmt: skip
     host = graph.host
     assert isinstance(host, EagerHost)
     Pipeline(tuple(step for step in pipeline.passes if FeedForwards in step.gives)).run(graph)

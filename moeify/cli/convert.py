@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moeify.cli.options import Device, Example, Factory, Force, Json, Quiet, Tokens, Verbose, at_least, fraction
+from moeify.cli.options import AllowPickle, Device, Example, Factory, Force, Json, Quiet, Tokens, Verbose, at_least, fraction
 from moeify.cli.screen import Screen, percent
 from moeify.cli.working import working
 from moeify.errors import UsageError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def convert(
-    model: Annotated[str, typer.Argument(help="The dense model: a Hugging Face folder, a GGUF file, a state_dict.")],
+    model: Annotated[str, typer.Argument(help="The dense model: a Hugging Face folder, a GGUF file, a .pt file.")],
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="OUT", help="The folder to write; it appears whole or not at all.")
     ] = None,
@@ -57,6 +57,7 @@ def convert(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the same conversion, ended early, after the last layer it finished.")
     ] = False,
+    allow_pickle: AllowPickle = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -73,6 +74,7 @@ def convert(
             "recipe": recipe, "experts": experts, "top_k": top_k, "active": active, "layers": layers,
             "settings": [parse_setting(text) for text in setting or ()], "calibrate": calibrate, "tokens": tokens,
             "factory": factory, "example": example, "seed": seed, "dtype": dtype, "device": device,
+            "allow_pickle": allow_pickle,
         }  # fmt: skip
         if dry_run:
             planned = api.plan(model, **options)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moeify.cli.options import Device, Example, Factory, Json, Quiet, Tokens, Verbose, at_least
+from moeify.cli.options import AllowPickle, Device, Example, Factory, Json, Quiet, Tokens, Verbose, at_least
 from moeify.cli.screen import Screen
 from moeify.cli.working import working
 
@@ -22,6 +22,7 @@ def evaluate(
     factory: Factory = None,
     example: Example = None,
     device: Device = "cpu",
+    allow_pickle: AllowPickle = False,
     seed: Annotated[int, typer.Option(metavar="N", parser=at_least(0), help="Seed of the null models.")] = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -34,7 +35,7 @@ def evaluate(
 
         found = api.evaluate(
             folder, data, dense=dense, nulls=nulls, tokens=tokens, factory=factory, example=example, seed=seed,
-            device=device, progress=progress,
+            device=device, allow_pickle=allow_pickle, progress=progress,
         )  # fmt: skip
     if json:
         screen.data(found.to_json())

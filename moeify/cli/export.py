@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moeify.cli.options import Example, Factory, Force, Json, Quiet, Verbose
+from moeify.cli.options import AllowPickle, Example, Factory, Force, Json, Quiet, Verbose
 from moeify.cli.screen import Screen
 from moeify.cli.working import working
 
@@ -18,6 +18,7 @@ def export(
     factory: Factory = None,
     example: Example = None,
     force: Force = False,
+    allow_pickle: AllowPickle = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -27,7 +28,9 @@ def export(
     with working(screen) as progress:
         from moeify import api
 
-        report = api.export(folder, output, to=to, factory=factory, example=example, force=force, progress=progress)
+        report = api.export(
+            folder, output, to=to, factory=factory, example=example, force=force, allow_pickle=allow_pickle, progress=progress
+        )
     if json:
         screen.data(report.to_json())
     else:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moeify.cli.options import Example, Factory, Json, Quiet, Verbose
+from moeify.cli.options import AllowPickle, Example, Factory, Json, Quiet, Verbose
 from moeify.cli.screen import Screen
 from moeify.cli.working import working
 
@@ -21,6 +21,7 @@ def inspect(
     model: Annotated[str, typer.Argument(help="A dense model, a converted folder, or an .onnx file.")],
     factory: Factory = None,
     example: Example = None,
+    allow_pickle: AllowPickle = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -30,7 +31,7 @@ def inspect(
     with working(screen):
         from moeify import api
 
-        found = api.inspect(model, factory=factory, example=example)
+        found = api.inspect(model, factory=factory, example=example, allow_pickle=allow_pickle)
     if json:
         screen.data(found.to_json())
         return

@@ -48,8 +48,12 @@ Factory = Annotated[
 Example = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE|PKG.MOD:CALLABLE", help="Example inputs of the model, where no Hugging Face config tells what they are."
+        metavar="FILE|PKG.MOD:CALLABLE", help="Example inputs of the model, where neither a config nor the first layer tells."
     ),
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Unpickle modules of any class: runs what the file says."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 Device = Annotated[str, typer.Option(metavar="cpu|cuda", help="Where to compute.")]

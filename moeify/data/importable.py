@@ -31,7 +31,7 @@ def importable(name: str, what: str) -> Any:
         raise UsageError(f"{what}: {name!r} is no importable name; write package.module:callable")
     module, _, attributes = name.partition(":")
     try:
-        with _current_directory_last(), import_limit(f"{what}: importing {module}"):
+        with current_directory_last(), import_limit(f"{what}: importing {module}"):
             found: Any = importlib.import_module(module)
     except MoeifyError:
         raise
@@ -57,7 +57,7 @@ def one_line(error: BaseException, length: int = 200) -> str:
 
 
 @contextmanager
-def _current_directory_last() -> Iterator[None]:
+def current_directory_last() -> Iterator[None]:
     """Lets modules of the current directory be found, after all installed ones, and only for so long."""
     here = str(Path.cwd())
     sys.path.append(here)

@@ -4,7 +4,8 @@
     OUT/moeify.json          the manifest: what is there, what made it, how the layers go in (see manifest.py)
     OUT/recipe.toml          the recipe that made it
     OUT/report.json          what was done and measured
-    OUT/source/              config, generation config and tokenizer of the dense model
+    OUT/source/              config, generation config and tokenizer of the dense model; or the module without its weights, and
+                             the inputs that were assumed for it
 
 There is no config.json at the top: transformers must not take the folder for a dense model. The bytes depend on
 the model alone: no times, no machine.
@@ -27,11 +28,12 @@ from torch import nn
 import moeify
 from moeify.errors import InputError, OutputError
 from moeify.export.atomic import whole_folder
-from moeify.export.folder_skeleton import build_skeleton, read_tokenizer
+from moeify.export.folder_skeleton import build_skeleton, read_assumed, read_tokenizer
 from moeify.export.folder_weights import load_weights, write_weights
 from moeify.export.manifest import NAME, LayerEntry, Manifest, json_text, read_manifest
 from moeify.frontend.load_factory import Factory
 from moeify.frontend.loaded import LoadedModel, file_digest
+from moeify.ir.model_graph import Batch
 
 __all__ = ["LayerEntry", "LoadedFolder", "load_folder", "package_versions", "save_folder"]
 
@@ -40,11 +42,12 @@ _WEIGHTS = "moeify.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class LoadedFolder:
-    """A converted model in eval mode. tokenizer: transformers' own, or None."""
+    """A converted model in eval mode. tokenizer: transformers' own, or None. example: inputs that were assumed, or None."""
 
     model: nn.Module
     manifest: Manifest
     tokenizer: Any | None
+    example: Batch | None = None
 
 
 def save_folder(
@@ -87,11 +90,17 @@ def save_folder(
 
 
 def load_folder(
-    folder: Path, *, factory: Factory | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
+    folder: Path,
+    *,
+    factory: Factory | None = None,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    allow_pickle: bool = False,
 ) -> LoadedFolder:
     """The converted model of an output folder, in eval mode on that device.
 
-    factory: needed again where the dense model was no class of transformers. dtype: of its weights; None: as saved.
+    factory: needed again where the dense model was no class of transformers and not of torch.nn classes alone; allow_pickle
+    opens one that was unpickled without it. dtype: of its weights; None: as saved.
     Raises InputError for a folder that is damaged (which file), newer than this version, or none of ours.
     """
     from moeify.layers.moe_layer import MoELayer
@@ -100,14 +109,14 @@ def load_folder(
     manifest = read_manifest(folder)
     _verify(folder, manifest)
     kind = dtype or manifest.dtype
-    model = build_skeleton(folder, manifest.source, factory, kind)
+    model = build_skeleton(folder, manifest.source, factory, kind, allow_pickle)
     for entry in manifest.layers.values():
         install(model, entry.rewrite, MoELayer(entry.config, dtype=kind, device="meta"))
     load_weights(model, folder / _WEIGHTS, manifest.aliases, cast=dtype is not None)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise InputError(f"{folder}: {name} of the {type(model).__name__} is in no file; give a factory that computes it")
-    return LoadedFolder(model.to(device).eval(), manifest, read_tokenizer(folder))
+    return LoadedFolder(model.to(device).eval(), manifest, read_tokenizer(folder), read_assumed(folder))
 
 
 def _verify(folder: Path, manifest: Manifest) -> None:

@@ -16,6 +16,9 @@ from moeify.frontend.load_torch_file import read_torch_file
 from moeify.frontend.sniff import sniff
 from moeify.ir.model_graph import Batch
 
+#: In a converted folder's source/: inputs that were assumed, so that the folder needs none.
+ASSUMED = "example.pt"
+
 _HINT = "give a tuple of arguments or a dict of keyword arguments"
 
 

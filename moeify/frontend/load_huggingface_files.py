@@ -9,6 +9,7 @@ from typing import Any
 
 from moeify.data.importable import one_line
 from moeify.errors import InputError, did_you_mean
+from moeify.frontend.load_checks import some
 from moeify.frontend.load_safetensors import check_safetensors
 
 
@@ -61,7 +62,11 @@ def _shards(index: Path) -> tuple[Path, ...]:
         shard = index.parent / name
         if Path(name).name != name or not shard.is_file():
             raise InputError(f"{index}: names the file {name!r}, which is not in the folder; copy or download it again")
-        check_safetensors(shard)
+        absent = sorted({tensor for tensor, place in listed.items() if place == name} - set(check_safetensors(shard)))
+        if absent:
+            raise InputError(
+                f"{index}: lists tensors of {name} that are not in it: {some(absent)}; copy or download both again"
+            )
         shards.append(shard)
     return tuple(shards)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+import io
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,12 +14,18 @@ from torch.utils import _pytree as pytree
 
 from moeify.errors import InputError, UsageError
 from moeify.frontend.example_inputs import example_inputs, needs_example
+from moeify.frontend.infer_example import infer_example
+from moeify.frontend.load_adapter import load_adapter
 from moeify.frontend.load_checks import check_finite
-from moeify.frontend.load_example import read_example
+from moeify.frontend.load_example import ASSUMED, read_example
+from moeify.frontend.load_exported import load_exported
 from moeify.frontend.load_factory import Factory, build, factory_name
 from moeify.frontend.load_huggingface import load_gguf, load_huggingface
+from moeify.frontend.load_module import class_path, from_file, in_memory, kept
 from moeify.frontend.load_refusals import refusal
-from moeify.frontend.load_state_dict import fill, read_state_dict
+from moeify.frontend.load_safetensors import read_safetensors
+from moeify.frontend.load_saved import read_saved
+from moeify.frontend.load_state_dict import fill, state_dict_of
 from moeify.frontend.loaded import LoadedModel, SourceInfo, file_digest
 from moeify.frontend.sniff import Kind, sniff
 from moeify.ir.model_graph import Batch
@@ -30,38 +38,56 @@ def load_model(
     example: str | Path | Batch | None = None,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    allow_pickle: bool = False,
 ) -> LoadedModel:
     """The model, in eval mode on that device, with example inputs.
 
-    source: a Hugging Face folder (safetensors), a GGUF file, a state_dict (.pt, .pth, .safetensors) with its `factory`, or a
-    module in memory, which stays in its own dtype. What a file holds is told by its content. Nothing is downloaded, no
-    pickle and no code of the model's own is run; a factory or example given by name is imported.
+    source: a Hugging Face folder (safetensors) or a LoRA adapter's, a GGUF file, a state_dict (.pt, .pth, .safetensors) with
+    its `factory`, a pickled module (.pt; with a factory its weights count alone), a torch.export archive (.pt2) or a module in
+    memory, which both stay in their own dtype. What a file holds is told by its content. Nothing is downloaded; no code of
+    the file's own is run, but for pickles with allow_pickle; a factory or example given by name is imported. Inputs that are
+    not given are told by the archive, by a config of transformers or by the first layer.
 
     Raises InputError (or UsageError for a wrong combination of arguments) in one line: what, where, which value, what next.
     """
     if isinstance(source, nn.Module):
         if factory is not None:
             raise UsageError("factory: is for state_dicts; a module in memory needs none")
-        loaded = _in_memory(source)
+        loaded = in_memory(source)
     else:
         path = Path(source).expanduser()
-        loaded = _from_disk(path, sniff(path), factory, dtype)
+        loaded = _from_disk(path, sniff(path), factory, dtype, allow_pickle)
     loaded.model.to(device).eval()
-    return replace(loaded, example=_in_dtype(_example(loaded, example, device), loaded.model))
+    if example is not None:
+        loaded = replace(loaded, example=read_example(example, device))
+    elif not loaded.example:
+        loaded = _with_example(loaded)
+    return replace(loaded, example=_in_dtype(loaded.example, loaded.model))
 
 
-def _from_disk(path: Path, kind: Kind, factory: Factory | None, dtype: torch.dtype) -> LoadedModel:
-    if kind in ("huggingface", "gguf"):
+#: What needs no factory, and how it is read.
+_WHOLE: Mapping[Kind, Callable[[Path, torch.dtype], LoadedModel]] = {
+    "huggingface": load_huggingface, "adapter": load_adapter, "gguf": load_gguf, "exported-program": load_exported,
+}  # fmt: skip
+
+
+def _from_disk(path: Path, kind: Kind, factory: Factory | None, dtype: torch.dtype, allow_pickle: bool) -> LoadedModel:
+    if (load := _WHOLE.get(kind)) is not None:
         if factory is not None:
             raise UsageError(f"factory: is for state_dicts; {path} says itself which model it is")
-        return load_huggingface(path, dtype) if kind == "huggingface" else load_gguf(path, dtype)
-    if kind in ("torch", "pickle", "safetensors"):
-        return _from_state_dict(path, kind, factory, dtype)
+        return load(path, dtype)
+    if kind == "safetensors":
+        return _from_state_dict(path, read_safetensors(path), factory, dtype)
+    if kind in ("torch", "pickle"):
+        found = read_saved(path, kind, allow_pickle=allow_pickle)
+        if isinstance(found, nn.Module) and factory is None:
+            return from_file(path, found, dtype)
+        return _from_state_dict(path, found.state_dict() if isinstance(found, nn.Module) else found, factory, dtype)
     raise refusal(path, kind)
 
 
-def _from_state_dict(path: Path, kind: Kind, factory: Factory | None, dtype: torch.dtype) -> LoadedModel:
-    state = read_state_dict(path, kind)
+def _from_state_dict(path: Path, found: Any, factory: Factory | None, dtype: torch.dtype) -> LoadedModel:
+    state = state_dict_of(found, path)
     if factory is None:
         beside = f", or give the folder {path.parent}" if (path.parent / "config.json").is_file() else ""
         raise InputError(
@@ -71,35 +97,23 @@ def _from_state_dict(path: Path, kind: Kind, factory: Factory | None, dtype: tor
     model = build(factory).to(dtype)
     fill(model, state, path)
     check_finite(model, str(path))
-    source = SourceInfo("state-dict", path.name, _class_path(model), {path.name: file_digest(path)}, factory_name(factory))
-    return LoadedModel(model, (), source, path=path)
+    source = SourceInfo("state-dict", path.name, class_path(model), {path.name: file_digest(path)}, factory_name(factory))
+    return LoadedModel(model, (), source, path=path, files=kept(model))
 
 
-def _in_memory(model: nn.Module) -> LoadedModel:
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta or isinstance(parameter, nn.UninitializedParameter):
-            raise InputError(
-                f"{type(model).__name__}: {name} has no values (lazy, or on the meta device); load its weights first"
-            )
-    check_finite(model, type(model).__name__)
-    return LoadedModel(model, (), SourceInfo("module", type(model).__name__, _class_path(model)))
-
-
-def _class_path(model: nn.Module) -> str:
-    """`transformers.<class>` where the class is one of transformers' public ones, else where it was defined."""
-    cls, transformers = type(model), sys.modules.get("transformers")
-    if cls.__module__.startswith("transformers.") and getattr(transformers, cls.__name__, None) is cls:
-        return f"transformers.{cls.__name__}"
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _example(loaded: LoadedModel, example: str | Path | Batch | None, device: str) -> Batch:
-    if example is not None:
-        return read_example(example, device)
+def _with_example(loaded: LoadedModel) -> LoadedModel:
+    """The model with inputs that its config or its first layer tells; those that were assumed go along."""
     if not loaded.source.model_class.startswith("transformers."):
-        raise needs_example(loaded.model)
+        assumed = infer_example(loaded.model)
+        if assumed is None:
+            raise needs_example(loaded.model)
+        x, note = assumed
+        content = io.BytesIO()
+        torch.save((x.cpu(),), content)
+        files = {**loaded.files, ASSUMED: content.getvalue()}
+        return replace(loaded, example=(x,), files=files, notes=(*loaded.notes, note))
     try:
-        return example_inputs(loaded.model, loaded.tokenizer)
+        return replace(loaded, example=example_inputs(loaded.model, loaded.tokenizer))
     except InputError:
         raise
     except Exception as error:  # configs of models that nobody foresaw

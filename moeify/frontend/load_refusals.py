@@ -10,7 +10,6 @@ from moeify.frontend.sniff import Kind
 _INSTEAD: dict[Kind, str] = {
     "converted": "is a converted model already; give the dense model, or open it with moeify.load",
     "torchscript": "is a TorchScript archive, which cannot be converted; save model.state_dict() of the Python model instead",
-    "exported-program": "is a torch.export archive (.pt2), which cannot be trained on; save model.state_dict() instead",
     "onnx": "is an ONNX file, which has no training path; give the PyTorch model that it was exported from",
     "zip": "is a zip archive that torch.save did not write; give a state_dict, a GGUF file or a Hugging Face folder",
 }
@@ -33,8 +32,6 @@ def refusal(path: Path, kind: Kind) -> InputError:
 
 def _folder(path: Path) -> str:
     names = {file.name for file in path.iterdir()}
-    if "adapter_config.json" in names:
-        return "is a LoRA adapter without its model; merge it into the model first (peft: merge_and_unload)"
     if found := sorted(name for name in names if name.endswith(".gguf")):
         return f"is a folder without config.json; give the file {path / found[0]}"
     if any(name.endswith(".safetensors") for name in names):

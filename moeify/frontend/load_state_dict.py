@@ -11,23 +11,10 @@ from torch import Tensor, nn
 
 from moeify.errors import InputError
 from moeify.frontend.load_checks import some
-from moeify.frontend.load_safetensors import read_safetensors
-from moeify.frontend.load_torch_file import read_torch_file
-from moeify.frontend.sniff import Kind
-
-#: Under these keys training frameworks keep the state_dict inside a checkpoint.
-_NESTED = ("state_dict", "model_state_dict", "model")
 
 
-def read_state_dict(path: Path, kind: Kind) -> dict[str, Tensor]:
-    """The tensors of the file by name. Raises InputError where it is damaged or holds something else."""
-    if kind == "safetensors":
-        return read_safetensors(path)
-    found = read_torch_file(path, kind)
-    for key in _NESTED:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-            break
+def state_dict_of(found: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors by name, where that is what the file holds. Raises InputError where it holds something else."""
     if not isinstance(found, Mapping) or not found:
         raise InputError(f"{path}: holds {_described(found)}, not a state_dict; save model.state_dict()")
     for name, value in found.items():

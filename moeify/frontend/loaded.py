@@ -12,7 +12,7 @@ from torch import nn
 
 from moeify.ir.model_graph import Batch
 
-SourceKind = Literal["huggingface", "gguf", "state-dict", "module"]
+SourceKind = Literal["huggingface", "adapter", "gguf", "state-dict", "module-file", "exported-program", "module"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class SourceInfo:
 class LoadedModel:
     """A dense model in eval mode, with one batch of inputs. tokenizer: transformers' own, or None.
 
-    path: what it was read from, or None. files: small files that go along as they are (preprocessor_config.json).
-    notes: what the user should know, one sentence each.
+    path: what it was read from, or None. files: small files that go along as they are (preprocessor_config.json, the module
+    without its weights, inputs that were assumed). notes: what the user should know, one sentence each.
     """
 
     model: nn.Module
@@ -48,21 +48,26 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
 
     def save_source(self, folder: Path) -> None:
-        """Writes config, generation config and tokenizer, from which an equal dense skeleton can be built, into `folder`.
+        """Writes what an equal dense skeleton can be built from into `folder`: config, generation config and tokenizer of a
+        model of transformers, and `files`.
 
-        A model that is not of transformers leaves nothing there: its factory builds the skeleton.
+        Nothing is written for a model that only its factory can build.
         """
-        if not self.source.model_class.startswith("transformers."):
-            return
-        folder.mkdir(parents=True, exist_ok=True)
+        of_transformers = self.source.model_class.startswith("transformers.")
+        if of_transformers or self.files:
+            folder.mkdir(parents=True, exist_ok=True)
+        if of_transformers:
+            self._save_configs(folder)
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+    def _save_configs(self, folder: Path) -> None:
         model: Any = self.model
         model.config.save_pretrained(folder)
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
-        for name, content in self.files.items():
-            (folder / name).write_bytes(content)
 
 
 def file_digest(path: Path) -> str:

@@ -69,7 +69,7 @@ def _trouble(cone: Cone) -> str | None:
     weights = [path for p in (*cone.projections, cone.down) for path in p.parameters]
     scopes = [scope for user in outside_users(cone.core, cone.down.node) for scope in stack(user)]
     if any("lora" in path.lower() for path in (*weights, *scopes)):
-        return "it carries LoRA branches: merge them into the weights first"
+        return "it carries LoRA branches: merge them into the weights first (PEFT: merge_and_unload())"
     if any(p.grouped for p in (*cone.projections, cone.down)):
         return "its 1x1 convolutions work on groups of channels"
     for word in _OBSTACLES:

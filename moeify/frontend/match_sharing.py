@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -11,7 +11,7 @@ from moeify.frontend.cone import Cone
 from moeify.frontend.cone_ops import is_check
 from moeify.frontend.traced import Traced, live_tensor
 
-_EXPERTS = "experts"
+_EXPERTS, _SHARED = "experts", "shared_"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +51,31 @@ def _repeated(keys: Sequence[int]) -> set[int]:
 
 @dataclass(frozen=True)
 class ExpertLayers:
-    """Paths of modules that are a Mixture of Experts already: those with a child named "experts"."""
+    """Modules that are a Mixture of Experts already, which are left as they are: path -> why.
 
-    paths: tuple[str, ...]
+    Those with a child named "experts" (a layer: its router, routed and shared experts), and what stands beside one as a shared
+    expert of its own (GraniteMoeShared's `shared_mlp`).
+    """
+
+    found: Mapping[str, str]
 
     @classmethod
     def of(cls, model: nn.Module) -> ExpertLayers:
-        return cls(tuple(path for path, module in model.named_modules() if path and _EXPERTS in dict(module.named_children())))
+        layers = [path for path, module in model.named_modules() if path and _EXPERTS in dict(module.named_children())]
+        parents = {path.rpartition(".")[0] for path in layers}
+        shared = [
+            f"{parent}.{name}".lstrip(".")
+            for parent in parents
+            for name, _ in model.get_submodule(parent).named_children()
+            if name.startswith(_SHARED)
+        ]
+        reasons = dict.fromkeys(layers, "it is a Mixture of Experts already")
+        return cls(reasons | dict.fromkeys(sorted(shared), "it is the shared expert of a Mixture of Experts"))
 
     def holds(self, path: str) -> bool:
         """The path lies in such a module: it is an expert, a shared expert or a router."""
-        return any(path == layer or path.startswith(layer + ".") for layer in self.paths)
+        return any(path == layer or path.startswith(layer + ".") for layer in self.found)
 
     def reasons(self) -> Iterator[tuple[str, str]]:
         """(path, reason), one for each such module."""
-        return ((path, "it is a Mixture of Experts already") for path in self.paths)
+        return iter(self.found.items())

@@ -93,11 +93,9 @@ def _stash(match: Match, scopes: Scopes, hidden_dropout: float) -> Rewrite | Non
 
 
 def _weights(match: Match, hidden_dropout: float) -> Rewrite | str:
-    """Some matrix is a bare parameter, or is used past its module."""
+    """Some matrix is a bare parameter, or is used past its module; a fused one is named for both of its roles."""
     if match.cone.axis == 1:
         return "its 1x1 convolutions are not done by modules of their own"
-    if any(branch.fused for branch in match.cone.branches):
-        return "its fused matrix is not used by a module of its own"
     names = {role: p.weight for role, p in match.roles.items()}
     names |= {_bias_role(role): p.bias for role, p in match.roles.items() if p.bias is not None}
     owner = common_owner(names.values())

@@ -11,8 +11,8 @@ from moeify.errors import InputError
 
 #: "pickle" is a torch.save file of before torch 1.6, or any other pickle; "zip" one that torch.save did not write.
 Kind = Literal[
-    "converted", "huggingface", "folder", "gguf", "safetensors", "torch", "torchscript", "exported-program", "pickle", "zip",
-    "onnx", "unknown",
+    "converted", "huggingface", "adapter", "folder", "gguf", "safetensors", "torch", "torchscript", "exported-program",
+    "pickle", "zip", "onnx", "unknown",
 ]  # fmt: skip
 
 #: A safetensors header of more bytes is refused by the format's own reader.
@@ -56,6 +56,8 @@ def _hub(path: Path) -> str:
 def _folder_kind(path: Path) -> Kind:
     if (path / "moeify.json").is_file():
         return "converted"
+    if (path / "adapter_config.json").is_file():
+        return "adapter"
     return "huggingface" if (path / "config.json").is_file() else "folder"
 
 
@@ -76,6 +78,8 @@ def _zip_kind(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.partition("/")[2] for name in archive.namelist()} | set(archive.namelist())
+            if min((part.header_offset for part in archive.infolist()), default=0):
+                raise ValueError("it ends inside of an archive that it holds")
     except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: is a damaged or truncated zip archive ({error}); copy or download it again") from error
     if "archive_format" in names or "serialized_exported_program.json" in names:

@@ -28,7 +28,7 @@ def exported(model: nn.Module, example: Batch, free: bool) -> ExportedProgram:
     Raises what torch.export raises.
     """
     args, kwargs = (example, {}) if isinstance(example, tuple) else ((), example)
-    with _quiet():
+    with quiet_export():
         program = torch.export.export(
             model, args, kwargs, dynamic_shapes=_dynamic_shapes(example) if free else None, strict=False
         )
@@ -66,7 +66,7 @@ def _origins(node: fx.Node) -> Iterator[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_export() -> Iterator[None]:
     """Without the tracer's own warnings and log lines: what matters of them is checked at a second shape."""
     logger = logging.getLogger("torch.export")
     level = logger.level

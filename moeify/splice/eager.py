@@ -49,9 +49,8 @@ def _stash(model: nn.Module, modules: Mapping[str, str], layer: nn.Module) -> No
 def _weights(model: nn.Module, modules: Mapping[str, str], layer: nn.Module) -> None:
     owner = model.get_submodule(modules["owner"])
     stash = Stash()
-    for role, name in modules.items():
-        if role == "owner":
-            continue
+    roles = {name: role for role, name in modules.items() if role != "owner"}  # a fused matrix has two
+    for name, role in roles.items():
         holder, _, leaf = name.rpartition(".")
         place = owner.get_submodule(holder)
         shape = cast(Tensor, getattr(place, leaf)).shape

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 
 class Stash:
@@ -70,48 +71,49 @@ class StashedLayer(nn.Module):
 
 @dataclass(eq=False)
 class StandIn:
-    """In place of a bare parameter: torch calls that would read it are answered here (`__torch_function__`).
+    """In place of a bare parameter: torch calls that would read it are answered here (`__torch_function__`), those of torch.ops
+    in an exported graph too.
 
-    role "in": a product with x stores x and gives zeros of `width` neurons; "out": a product runs the layer; "bias": adding
-    it changes nothing, as the layer adds its own. `axis` tells which axis of the parameter as it stands faces x.
+    role "in": a product with x stores x and gives zeros of as many neurons as the parameter has; "out": a product runs the
+    layer; "bias": adding it changes nothing, as the layer adds its own. Steps on the parameter alone (a transpose) give it
+    back: which of its axes faces x is told by x, as there are more neurons than hidden values.
     """
 
     role: Literal["in", "out", "bias"]
     stash: Stash
     shape: torch.Size
     layer: Callable[[Tensor], Tensor] | None = None
-    flipped: bool = False
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        found = [*args, *(kwargs or {}).values()]
+        found = pytree.tree_leaves((args, kwargs or {}))
         own = [a for a in found if isinstance(a, StandIn)]
         matrix = next((a for a in own if a.role != "bias"), None)
-        x = next(a for a in found if isinstance(a, Tensor) and not isinstance(a, StandIn))
-        if matrix is None:
-            return x  # a bias on its own: hidden + bias
-        return matrix.apply(x, linear=func is torch.nn.functional.linear)
+        x = next((a for a in found if isinstance(a, Tensor)), None)
+        if x is None:
+            return own[0]
+        return x if matrix is None else matrix.apply(x)  # a bias on its own: hidden + bias
 
-    def apply(self, x: Tensor, *, linear: bool) -> Tensor:
-        """The product of x [..., n] with the parameter (its transpose for F.linear)."""
+    def apply(self, x: Tensor) -> Tensor:
+        """The product of x [..., n] with the parameter."""
         if self.role == "out":
             assert self.layer is not None
             return self.layer(self.stash.take())
-        rows, columns = reversed(self.shape) if self.flipped else self.shape
-        return self.stash.put(x, rows if linear else columns)
+        first, second = self.shape
+        return self.stash.put(x, second if x.shape[-1] == first else first)
 
     def t(self) -> StandIn:
-        return StandIn(self.role, self.stash, self.shape, self.layer, not self.flipped)
+        return self
 
     T = mT = property(t)
 
     def transpose(self, first: int, second: int) -> StandIn:
-        return self.t()
+        return self
 
     def __rmatmul__(self, x: Tensor) -> Tensor:
-        return self.apply(x, linear=False)
+        return self.apply(x)
 
     def __radd__(self, x: Tensor) -> Tensor:
         return x

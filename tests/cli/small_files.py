@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -9,10 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import zoo_huggingface
 from cli.tiny_models import HIDDEN, deep_stack, stack
+from frontend.exported_traps import TRAPS, write_archive
+from frontend.pickle_traps import save_pickle
 
 _RECIPE = """
 [[pass]]
@@ -85,6 +89,27 @@ def _cut_llama(path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1000])
 
 
+def _layers() -> nn.Module:
+    """A model of torch.nn's classes alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(HIDDEN, 2, 32, batch_first=True)
+        return nn.Sequential(nn.Embedding(20, HIDDEN), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
+
+
+def _cut_program(path: Path) -> None:
+    write_archive(path)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def _adapter(path: Path) -> None:
+    """A LoRA adapter of a model that is not on disk."""
+    path.mkdir()
+    config = {"peft_type": "LORA", "base_model_name_or_path": "some/model", "task_type": "CAUSAL_LM", "r": 2}
+    (path / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+    save_file({"base_model.model.a.lora_A.weight": torch.zeros(2, 4)}, path / "adapter_model.safetensors")
+
+
 def _old_folder(path: Path) -> None:
     path.mkdir()
     (path / "precious.txt").write_text("keep me", "utf-8")
@@ -100,7 +125,18 @@ FILES: Mapping[str, Callable[[Path], Any]] = MappingProxyType(
         "missing.pt": _saved(lambda: state(_without_one)),
         "linear.pt": _saved(lambda: nn.Sequential(nn.Linear(HIDDEN, HIDDEN)).state_dict()),
         "module.pt": _saved(stack),
+        "layers.pt": _saved(_layers),
+        "two-inputs.pt": _saved(lambda: nn.Transformer(HIDDEN, 2, 1, 1, 32)),
+        "gone.pt": lambda path: save_pickle(b"\x80\x02cno_such_module\nNet\n)\x81.", path),
+        "moved.pt": lambda path: save_pickle(b"\x80\x02ccli.tiny_models\nNoBlock\n)\x81.", path),
         "list.pt": _saved(lambda: [1, 2, 3]),
+        "program.pt2": write_archive,
+        "pickled.pt2": lambda path: write_archive(path, TRAPS[0][1]),
+        "calling.pt2": lambda path: write_archive(path, next(c[1] for c in TRAPS if c[0] == "an operator that is os.mkdir")),
+        "cut.pt2": _cut_program,
+        "empty.pt2": _bytes(b""),
+        "garbage.pt2": _bytes(b"PK\x03\x04" + bytes(range(256)) * 20),
+        "adapter": _adapter,
         "empty.pt": _bytes(b""),
         "garbage.pt": _bytes(bytes(range(256)) * 20),
         "cut.pt": _cut,

@@ -135,7 +135,10 @@ def test_a_model_of_a_factory_comes_back_with_it(tmp_path: Path) -> None:
     folder = _save(loaded, layers, tmp_path / "out")
     for factory in ("test_folder:make", make):
         again: Any = load_folder(folder, factory=factory).model
-        assert torch.equal(_output(again, loaded.example), _output(loaded.model, loaded.example))
+        state = loaded.model.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
+        # Kernels may sum in another order where memory is aligned otherwise, as that of a mapped file is.
+        assert torch.allclose(_output(again, loaded.example), _output(loaded.model, loaded.example), rtol=1e-5, atol=1e-6)
         assert again.last.weight is again.first.weight
     assert not (folder / "source").exists()
     with pytest.raises(InputError, match="with the factory test_folder:make: name a callable") as caught:

@@ -192,13 +192,18 @@ FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("a header without tensors", lambda f: save_file({}, f / "model.safetensors"), "holds no tensor"),
     ("a missing shard", lambda f: _index(f, '{"weight_map": {"a": "b.safetensors"}}'), "names the file 'b.safetensors'"),
     ("a shard outside", lambda f: _index(f, '{"weight_map": {"a": "../m.safetensors"}}'), "names the file '../m.safe"),
+    (
+        "an index of tensors that are not there",
+        lambda f: _index(f, json.dumps({"weight_map": {"a.weight": "part.safetensors", _LAYER: "part.safetensors"}})),
+        r"lists tensors of part\.safetensors that are not in it: a\.weight;",
+    ),
     ("an index of nothing", lambda f: _index(f, '{"weight_map": {}}'), "no weight_map"),
     (
         "architectures of numbers and no weights of theirs",
         lambda f: _config(f, architectures=[3], model_type="gpt2"),
         "missing:",
     ),
-    ("an adapter", lambda f: [(f / "config.json").rename(f / "adapter_config.json")], "LoRA adapter"),
+    ("an adapter", lambda f: [(f / "config.json").rename(f / "adapter_config.json")], "a whole model and an adapter"),
     ("our own output", lambda f: (f / "moeify.json").write_text("{}"), "converted model already"),
 ]
 

@@ -183,7 +183,6 @@ def test_what_does_not_fit_is_one_line(content: Any, factory: Any, message: str,
 
 
 EXAMPLES: list[tuple[str, Any, str]] = [
-    ("none for a model that does not tell", None, "the inputs of Sequential are not known.*--example"),
     ("of another type", 3, "an object of type int, not a batch"),
     ("empty", (), "an empty batch"),
     ("a missing file", "nowhere.pt", "nowhere.pt: no such file"),

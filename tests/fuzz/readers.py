@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 from safetensors.torch import save
+from torch import nn
 
 from cli.small_files import FILES, state
 from cli.tiny_models import example, stack
@@ -33,7 +34,8 @@ from moeify.frontend.load_gguf_header import read_gguf_header
 from moeify.frontend.load_huggingface_files import weight_files
 from moeify.frontend.load_model import load_model
 from moeify.frontend.load_safetensors import read_safetensors, safetensors_contents
-from moeify.frontend.load_state_dict import read_state_dict
+from moeify.frontend.load_saved import read_saved
+from moeify.frontend.load_state_dict import state_dict_of
 from moeify.frontend.sniff import sniff
 from moeify.pipeline.recipe import load_recipe, presets
 from onnx_blocks import moe_layer
@@ -136,8 +138,12 @@ def _data(path: Path) -> None:
 
 def _state_dict(path: Path) -> None:
     kind = sniff(path)
-    if kind in ("torch", "pickle", "safetensors"):
-        read_state_dict(path, kind)
+    if kind == "safetensors":
+        state_dict_of(read_safetensors(path), path)
+    elif kind in ("torch", "pickle"):
+        found = read_saved(path, kind)
+        if not isinstance(found, nn.Module):
+            state_dict_of(found, path)
 
 
 def _recipe(path: Path) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from moeify.errors import ConversionError
 from moeify.export.onnx.axes import name_axes
@@ -66,6 +66,7 @@ def _program(interface: Interface, axes: Axes, opset: int) -> Any:
 
 def _free_axes(interface: Interface) -> Axes:
     """Batch and sequence; all axes of integers, of images the batch. AUTO: an axis that the model fixes becomes fixed."""
+    held = _held(interface)
 
     def free(name: str, tensor: Tensor) -> range | tuple[int, ...]:
         if name.startswith("past_key_values."):
@@ -75,7 +76,21 @@ def _free_axes(interface: Interface) -> Axes:
         return range(tensor.ndim)
 
     pairs = zip(interface.inputs, interface.example)
-    return tuple(dict.fromkeys(free(name, tensor), torch.export.Dim.AUTO) for name, tensor in pairs)
+    axes = ([axis for axis in free(name, tensor) if axis not in held.get(name, ())] for name, tensor in pairs)
+    return tuple(dict.fromkeys(found, torch.export.Dim.AUTO) for found in axes)
+
+
+def _held(interface: Interface) -> dict[str, set[int]]:
+    """Axes that a program of torch.export was made for one size of: it refuses others, even those its graph would take."""
+    program = interface.module.get_submodule(HELD)
+    if not isinstance(program, fx.GraphModule):
+        return {}
+    values = {str(node.target): node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")}
+    return {
+        name: {axis for axis, size in enumerate(value.shape) if isinstance(size, int)}
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def _shared_axes(interface: Interface) -> Axes:
