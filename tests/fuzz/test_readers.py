@@ -123,7 +123,7 @@ def fuzz(name: str, folder: Path, examples: int, derandomize: bool) -> None:
 @pytest.mark.usefixtures("small")
 @EACH
 def test_damaged_files(name: str, tmp_path: Path) -> None:
-    fuzz(name, tmp_path, 150, derandomize=True)
+    fuzz(name, tmp_path, 80, derandomize=True)
 
 
 @pytest.mark.slow
