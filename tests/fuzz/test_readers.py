@@ -131,4 +131,4 @@ def test_damaged_files(name: str, tmp_path: Path) -> None:
 @EACH
 def test_many_damaged_files(name: str, tmp_path: Path) -> None:
     """Others in every run."""
-    fuzz(name, tmp_path, 1000, derandomize=False)
+    fuzz(name, tmp_path, 600, derandomize=False)
