@@ -35,10 +35,11 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """integers: the whole numbers of the metadata, by key. data: the bytes behind the header."""
+    """integers: of the metadata, by key. alignment: of header and tensors, in bytes. data: the bytes behind the header."""
 
     integers: dict[str, int]
     tensors: tuple[GgufTensor, ...]
+    alignment: int
     data: int
 
 
@@ -64,19 +65,20 @@ def read_gguf_header(path: Path, sizes: Mapping[int, tuple[int, int]]) -> GgufHe
 
 
 def _check_places(header: GgufHeader, sizes: Mapping[int, tuple[int, int]]) -> None:
-    align, place = header.integers.get("general.alignment", 32), 0
-    if align < 1:
-        raise _WrongError(f"general.alignment is {align}")
+    place = 0
     for tensor in header.tensors:
         if tensor.kind not in sizes:
             raise _WrongError(f"the tensor {tensor.name!r} is of the unknown type {tensor.kind}")
         block, size = sizes[tensor.kind]
         if tensor.offset != place or tensor.elements % block:
             raise _WrongError(f"the tensor {tensor.name!r} does not lie where the one before it ends")
-        end = place + tensor.elements // block * size
-        place = -(-end // align) * align
-        if end > header.data:
+        if (end := place + tensor.elements // block * size) > header.data:
             raise _WrongError(f"it ends before the tensor {tensor.name!r} does")
+        place = _aligned(end, header.alignment)
+
+
+def _aligned(place: int, alignment: int) -> int:
+    return -(-place // alignment) * alignment
 
 
 def _check_blocks(header: GgufHeader) -> None:
@@ -109,7 +111,9 @@ class _Reader:
             if value is not None:
                 integers[key] = value
         found = tuple(self.tensor() for _ in range(tensors))
-        return GgufHeader(integers, found, len(self.data) - self.at)
+        if (alignment := integers.get("general.alignment", 32)) < 1:
+            raise _WrongError(f"general.alignment is {alignment}")
+        return GgufHeader(integers, found, alignment, len(self.data) - _aligned(self.at, alignment))
 
     def tensor(self) -> GgufTensor:
         name, dims = self.text(), self.number("I")

@@ -112,4 +112,6 @@ def _fault(found: Any, name: str, contract: type[Any]) -> str | None:
 
 
 def _members(contract: type[Any]) -> Iterable[str]:
-    return (member for member in vars(contract) if not member.startswith("_"))
+    """What the protocol, and those that it builds on, ask for."""
+    protocols = (base for base in contract.__mro__ if getattr(base, "_is_protocol", False))
+    return (member for base in protocols for member in vars(base) if not member.startswith("_"))

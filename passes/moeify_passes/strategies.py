@@ -13,9 +13,8 @@ from moeify.ir.moe_spec import MoESpec, Router
 from moeify.pipeline.context import PassContext
 
 
-@runtime_checkable
-class ExpertStrategy(Protocol):
-    """Decides which neurons make an expert: `by` of cluster-neurons. kind: the name in recipes. needs, uses: as of a pass."""
+class Strategy(Protocol):
+    """kind: the name in recipes. needs, uses: facts that must be there, or are taken where they are, as of a pass."""
 
     @property
     def kind(self) -> str: ...
@@ -23,6 +22,11 @@ class ExpertStrategy(Protocol):
     def needs(self) -> tuple[type[Fact], ...]: ...
     @property
     def uses(self) -> tuple[type[Fact], ...]: ...
+
+
+@runtime_checkable
+class ExpertStrategy(Strategy, Protocol):
+    """Decides which neurons make an expert: `by` of cluster-neurons."""
 
     def group(self, site: FeedForward, neurons: Tensor, sizes: tuple[int, ...], context: PassContext) -> tuple[Tensor, ...]:
         """Groups of `neurons` (int64 indices, those of the routed experts) of those sizes, each neuron in one of them."""
@@ -30,15 +34,8 @@ class ExpertStrategy(Protocol):
 
 
 @runtime_checkable
-class RouterStrategy(Protocol):
-    """Decides where scores come from: `by` of insert-router. kind: the name in recipes. needs, uses: as of a pass."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def needs(self) -> tuple[type[Fact], ...]: ...
-    @property
-    def uses(self) -> tuple[type[Fact], ...]: ...
+class RouterStrategy(Strategy, Protocol):
+    """Decides where scores come from: `by` of insert-router."""
 
     def shape(self, config: MoEConfig) -> RouterConfig:
         """The router's shape in front of a layer of that shape."""

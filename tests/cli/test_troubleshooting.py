@@ -18,6 +18,8 @@ from moeify import api
 
 Run = Callable[[str], Outcome]
 
+pytestmark = pytest.mark.xdist_group("troubleshooting")
+
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "troubleshooting.md").read_text("utf-8")
 
 _MODELS = "from cli.tiny_models import example as batch, stack as make\n"
@@ -44,7 +46,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         import zoo_huggingface
 
         small: Any = zoo_huggingface.build("llama")
-        type(small)(type(small.config)(**{**small.config.to_dict(), "vocab_size": 400})).save_pretrained(folder / "my-model")
+        type(small)(
+            type(small.config)(**{**small.config.to_dict(), "vocab_size": 400, "num_hidden_layers": 1})
+        ).save_pretrained(folder / "my-model")
     byte_level().save_pretrained(folder / "my-model")
     shutil.copytree(folder / "my-model", folder / "Llama-3.2-1B")
     shutil.copytree(folder / "my-model", folder / "bin-model")

@@ -14,7 +14,7 @@ from faults.input_kinds import BESIDES, KINDS, InputKind
 
 Run = Callable[[], Outcome]
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("damage")]
 
 kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.caption)
 guarded = pytest.mark.parametrize("kind", [k for k in KINDS if k.guarded], ids=lambda kind: kind.caption)
@@ -58,6 +58,7 @@ def fitting(done: Outcome) -> bool:
     return done.code == 0 and "error" not in done.err
 
 
+@pytest.mark.slow
 @kinds
 def test_the_whole_input_is_read(kind: InputKind, run: Run) -> None:
     assert fitting(run()), run()

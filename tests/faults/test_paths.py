@@ -19,6 +19,8 @@ from moeify.runtime.session import session
 
 Run = Callable[[str], Outcome]
 
+pytestmark = pytest.mark.xdist_group("paths")
+
 SECRET = np.arange(16, dtype=np.float32)
 
 WAYS = ["../secret.bin", "sub/../../secret.bin", "./../secret.bin", "{outside}/secret.bin"]
@@ -71,14 +73,23 @@ def test_onnx_weights_that_are_not_there_are_one_line(caption: str, length: int,
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as an ONNX file."""
+    folder = tmp_path_factory.mktemp("exported")
+    api.convert(stack().eval(), folder / "moe", experts=4, top_k=2, example=example())
+    api.export(folder / "moe", folder / "whole.onnx", factory=stack, example=example())
+    return folder / "whole.onnx"
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_an_inspection_follows_no_way_out(way: str, moeify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_inspection_follows_no_way_out(
+    way: str, exported: Path, moeify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The sizes of the experts stand in an initializer: here in a file outside."""
     inside = tmp_path / "inside"
     (inside / "sub").mkdir(parents=True)
-    api.convert(stack().eval(), tmp_path / "moe", experts=4, top_k=2, example=example())
-    api.export(tmp_path / "moe", inside / "whole.onnx", factory=stack, example=example())
-    model = ir.load(inside / "whole.onnx")
+    model = ir.load(exported)
     moved = 0
     for value in model.graph.initializers.values():
         data = value.const_value

@@ -123,7 +123,7 @@ def fuzz(name: str, folder: Path, examples: int, derandomize: bool) -> None:
 @pytest.mark.usefixtures("small")
 @EACH
 def test_damaged_files(name: str, tmp_path: Path) -> None:
-    fuzz(name, tmp_path, 150, derandomize=True)
+    fuzz(name, tmp_path, 80, derandomize=True)
 
 
 @pytest.mark.slow
@@ -131,4 +131,4 @@ def test_damaged_files(name: str, tmp_path: Path) -> None:
 @EACH
 def test_many_damaged_files(name: str, tmp_path: Path) -> None:
     """Others in every run."""
-    fuzz(name, tmp_path, 1000, derandomize=False)
+    fuzz(name, tmp_path, 600, derandomize=False)

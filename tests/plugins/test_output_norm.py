@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from moeify.errors import ConversionError
+from installed import install
+from moeify.api import registry
+from moeify.errors import ConversionError, UsageError
 from moeify.ir.facts import Fact, NeuronGroups, NeuronStatistics
+from moeify.pipeline.offers import STRATEGIES
+from moeify.pipeline.registry import find_strategy
 from moeify_example_plugin.output_norm import OutputNorm
 from moeify_passes.analyse.cluster_neurons import ClusterNeurons
 from moeify_passes.strategies import ExpertStrategy
@@ -76,3 +81,13 @@ def test_a_strategy_that_does_not_do_as_asked_is_named(caption: str, groups: tup
         ConversionError, match=r"^mlp: cluster-neurons.by gave groups of .* asked for were \(4, 4\), each neuron"
     ):
         ClusterNeurons(experts=2, by=Careless(groups)).run(graph, sampled_context(graph))
+
+
+def test_an_offer_that_keeps_half_of_the_contract_is_told_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = {STRATEGIES: {"insert-router.by.output-norm": f"{OutputNorm.__module__}:OutputNorm"}}
+    install(tmp_path, monkeypatch, "halves", points)
+    expected = r"^the strategy 'output-norm' of insert-router.by of the package halves 1.0 lacks shape, route: see docs/"
+    with pytest.raises(UsageError, match=expected):
+        find_strategy(registry(), "insert-router.by.output-norm")
