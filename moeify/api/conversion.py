@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from moeify.api.arguments import Data, Example, Factory, Source, check_exports, check_output
 from moeify.api.models import save
-from moeify.api.planning import prepare, registry
-from moeify.errors import ConversionError
+from moeify.api.planning import Ready, prepare, registry
+from moeify.data.calls import batches_digest
+from moeify.errors import ConversionError, UsageError
+from moeify.export.folder import package_versions
+from moeify.export.journal import Journal, journal_beside
 from moeify.pipeline.configure import Settings, configure
 from moeify.pipeline.context import Progress, no_progress
 from moeify.pipeline.recipe import Recipe
@@ -21,12 +26,16 @@ from moeify.splice.eager_host import EagerHost
 
 @dataclass(frozen=True, eq=False)
 class Conversion:
-    """A finished conversion: the model (the user's class, in eval mode), what was done, and the folder if one was written."""
+    """A finished conversion: the model (the user's class, in eval mode), what was done, and the folder if one was written.
+
+    resumed: how many layers an earlier run that was ended early had finished.
+    """
 
     model: nn.Module
     report: Report
     recipe: Recipe
     folder: Path | None = None
+    resumed: int = 0
 
 
 def convert(
@@ -48,6 +57,7 @@ def convert(
     dtype: str = "fp32",
     device: str = "cpu",
     force: bool = False,
+    resume: bool = False,
     progress: Progress = no_progress,
 ) -> Conversion:
     """Converts a dense model into a Mixture-of-Experts model.
@@ -55,7 +65,8 @@ def convert(
     A module in memory is rewritten in place. recipe: a preset's name, a TOML file or a Recipe; experts, top_k, active (the
     largest active fraction of each FFN), layers, tokens, seed and settings change its options. calibrate: data that passes
     may look at; without it the conversion goes by the weights alone. output: a folder that appears whole or not at all;
-    `force` allows replacing one. export: "torch" (always there) and "onnx" (OUTPUT/model.onnx).
+    `force` allows replacing one. export: "torch" (always there) and "onnx" (OUTPUT/model.onnx). resume: go on after the last
+    layer that a run of the same conversion had finished when it was ended early, if there was one; the result is the same.
 
     Raises UsageError for options that do not fit, before anything is loaded where that can be told; InputError,
     ConversionError and OutputError later.
@@ -66,17 +77,45 @@ def convert(
     check_exports(export, output, dtype=dtype, device=device)
     if output is not None:
         check_output(Path(output), source, force=force)
-    progress("loading and tracing", 0, None)
-    ready = prepare(source, plan, calibrate, tokens, factory=factory, example=example, dtype=dtype, device=device)
-    graph, host = ready.graph, ready.host
-    report = ready.pipeline.run(graph, ready.data, seed=plan.seed, progress=progress)
-    report = replace(report, notes=(*ready.notes, *report.notes), data=ready.describe_data())
-    _check_runs(host)
-    folder = None
-    if output is not None:
-        explicit = plan.explicit(registry())
-        folder = save(graph, output, report=report, recipe=explicit, export=export, force=force, progress=progress)
-    return Conversion(graph.model, report, plan, folder)
+    with _journal(source, output, resume=resume) as journal:
+        progress("loading and tracing", 0, None)
+        ready = prepare(source, plan, calibrate, tokens, factory=factory, example=example, dtype=dtype, device=device)
+        if journal is not None:
+            journal.begin(_key(ready, plan, dtype, device), resume=resume)
+        graph = ready.graph
+        report = ready.pipeline.run(graph, ready.data, seed=plan.seed, progress=progress, finished=journal)
+        report = replace(report, notes=(*ready.notes, *report.notes), data=ready.describe_data())
+        _check_runs(ready.host)
+        folder = None
+        if output is not None:
+            explicit = plan.explicit(registry())
+            folder = save(graph, output, report=report, recipe=explicit, export=export, force=force, progress=progress)
+    return Conversion(graph.model, report, plan, folder, 0 if journal is None else journal.resumed)
+
+
+@contextmanager
+def _journal(source: Source, output: str | Path | None, *, resume: bool) -> Iterator[Journal | None]:
+    """Where finished layers are kept; nowhere for a model in memory, which nothing tells from another."""
+    if output is None or isinstance(source, nn.Module):
+        if resume:
+            raise UsageError("resume: goes on with a conversion of a model on disk to a folder: give both as paths")
+        yield None
+        return
+    with journal_beside(Path(output)) as journal:
+        yield journal
+
+
+def _key(ready: Ready, plan: Recipe, dtype: str, device: str) -> dict[str, Any]:
+    """All that the finished layers depend on."""
+    data = ready.describe_data() or {}
+    return {
+        "model": asdict(ready.host.loaded.source),
+        "recipe": plan.explicit(registry()).to_toml(),
+        "calibration data": {name: value for name, value in data.items() if name not in ("batches", "rows", "tokens")},
+        "example": batches_digest([ready.host.example]),
+        "number type and device": [dtype, device],
+        "package versions": package_versions(),
+    }
 
 
 def _check_runs(host: EagerHost) -> None:

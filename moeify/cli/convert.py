@@ -54,6 +54,9 @@ def convert(
     device: Device = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and write nothing.")] = False,
     force: Force = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the same conversion, ended early, after the last layer it finished.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -75,10 +78,13 @@ def convert(
             planned = api.plan(model, **options)
         else:
             exports = [name.strip() for name in export.split(",")]
-            done = api.convert(model, output, **options, export=exports, force=force, progress=progress)
+            done = api.convert(model, output, **options, export=exports, force=force, resume=resume, progress=progress)
     if dry_run:
         _show_plan(planned, screen)
     else:
+        if resume:
+            taken = f"{done.resumed} layers were taken over from the run before"
+            screen.note(taken if done.resumed else "nothing to resume: the conversion was begun anew")
         _show_conversion(done, screen)
 
 

@@ -67,7 +67,13 @@ def _fail(error: BaseException, screen: Screen) -> int:
 
 
 def _described(error: BaseException) -> tuple[str, int, str, str]:
-    """Type, exit code, message, and the line for standard error."""
+    """Type, exit code, message, and the line for standard error; the error's notes (PEP 678) come after its text."""
+    kind, code, text, line = _plainly(error)
+    notes = "".join(f"; {one_line(note)}" for note in getattr(error, "__notes__", ()))
+    return kind, code, text + notes, line + notes
+
+
+def _plainly(error: BaseException) -> tuple[str, int, str, str]:
     name, text = type(error).__name__, one_line(str(error))
     if isinstance(error, MoeifyError):
         return name, error.exit_code, text, f"moeify: error: {text}"

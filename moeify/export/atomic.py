@@ -29,7 +29,7 @@ _MARK = "moeify.json"
 def check_target(target: Path, *, force: bool) -> None:
     """Raises OutputError where a result may not be written to `target`: call it before hours of work."""
     real = Path(os.path.realpath(target))
-    with _one_line(target):
+    with output_errors(target):
         parent = next((p for p in real.parents if p.exists()), real)
         holds_something = real.exists() and not (real.is_dir() and not any(real.iterdir()))
     if not parent.is_dir():
@@ -72,7 +72,7 @@ def _whole(target: Path, force: bool, *, folder: bool) -> Iterator[Path]:
     real = Path(os.path.realpath(target))
     if real.exists() and real.is_dir() != folder:
         raise OutputError(f"{target}: is a {'file' if folder else 'folder'}; choose another name")
-    with _one_line(target):
+    with output_errors(target):
         real.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(real)
         with _scratch(real) as scratch:
@@ -80,7 +80,7 @@ def _whole(target: Path, force: bool, *, folder: bool) -> Iterator[Path]:
             yield part
             _flush(part)
             _put(part, real, force)
-            _flush_one(real.parent)
+            flush(real.parent)
 
 
 @contextmanager
@@ -135,11 +135,11 @@ def _put(part: Path, target: Path, force: bool) -> None:
 
 def _flush(part: Path) -> None:
     for path in sorted(part.rglob("*")) if part.is_dir() else []:
-        _flush_one(path)
-    _flush_one(part)
+        flush(path)
+    flush(part)
 
 
-def _flush_one(path: Path) -> None:
+def flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -152,7 +152,7 @@ def _escaped(name: str) -> str:
 
 
 @contextmanager
-def _one_line(target: Path) -> Iterator[None]:
+def output_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

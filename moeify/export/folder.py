@@ -33,7 +33,7 @@ from moeify.export.manifest import NAME, LayerEntry, Manifest, json_text, read_m
 from moeify.frontend.load_factory import Factory
 from moeify.frontend.loaded import LoadedModel, file_digest
 
-__all__ = ["LayerEntry", "LoadedFolder", "load_folder", "save_folder"]
+__all__ = ["LayerEntry", "LoadedFolder", "load_folder", "package_versions", "save_folder"]
 
 _WEIGHTS = "moeify.safetensors"
 
@@ -80,7 +80,7 @@ def save_folder(
             layers=layers,
             aliases=aliases,
             digests={path.relative_to(folder).as_posix(): file_digest(path) for path in files},
-            versions=_versions(),
+            versions=package_versions(),
         )
         _write(folder / NAME, manifest.to_json())
     return output
@@ -120,7 +120,8 @@ def _verify(folder: Path, manifest: Manifest) -> None:
             raise InputError(f"{folder}: the file {name} is damaged or was changed (sha256); copy the folder again")
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Package -> version, of those that decide what a conversion gives."""
     found = {"moeify": moeify.__version__, "torch": str(torch.__version__)}
     with contextlib.suppress(PackageNotFoundError):
         found["transformers"] = version("transformers")

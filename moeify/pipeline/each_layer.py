@@ -7,9 +7,11 @@ from typing import ClassVar, Literal
 
 from moeify.errors import UsageError
 from moeify.ir.facts import Fact, FeedForwards
+from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
 from moeify.pipeline.context import PassContext
 from moeify.pipeline.contract import Pass
+from moeify.pipeline.finished import FinishedLayer
 from moeify.pipeline.running import run_passes
 from moeify.pipeline.size import parse_size
 
@@ -21,6 +23,9 @@ class EachLayer:
     prefix: the inputs of a layer come from the "converted" layers before it, or from the "dense" ones.
     memory: how much the values that are alive between two layers may take, over all calibration batches ("1GiB" or
         bytes); what is more goes to a temporary file.
+
+    A layer that an earlier run of the same conversion has finished (`PassContext.finished`) is spliced as that run left it,
+    and its passes are not run again.
     """
 
     passes: tuple[Pass, ...]
@@ -47,7 +52,8 @@ class EachLayer:
             context.inputs = None if context.batches is None else walk.inputs
             for done, site in enumerate(graph.sites):
                 context.progress("converting layers", done, len(graph.sites))
-                run_passes(self.passes, graph.only((site,)), context)
+                if not _taken_over(site, graph, context):
+                    self._run_passes(site, graph, context)
                 if site.path in graph.specs:
                     walk.leave(site)
                     graph.splice(site)
@@ -55,3 +61,23 @@ class EachLayer:
             context.progress("converting layers", len(graph.sites), len(graph.sites))
             context.inputs = None
         return len(graph.spliced) != before
+
+    def _run_passes(self, site: FeedForward, graph: ModelGraph, context: PassContext) -> None:
+        notes = len(context.notes)
+        run_passes(self.passes, graph.only((site,)), context)
+        if context.finished is not None:
+            measured, said = context.measurements.get(site.path, {}), tuple(context.notes[notes:])
+            context.finished.keep(site, FinishedLayer(graph.specs.get(site.path), measured, said))
+
+
+def _taken_over(site: FeedForward, graph: ModelGraph, context: PassContext) -> bool:
+    """Whether an earlier run had finished the site; then all is as if its passes had run."""
+    layer = None if context.finished is None else context.finished.find(site)
+    if layer is None:
+        return False
+    if layer.spec is not None:
+        graph.specs[site.path] = layer.spec
+    if layer.measured:
+        context.measure(site, **layer.measured)
+    context.notes.extend(layer.notes)
+    return True

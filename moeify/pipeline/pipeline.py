@@ -9,6 +9,7 @@ from moeify.ir.facts import CalibrationData
 from moeify.ir.model_graph import Batch, ModelGraph
 from moeify.pipeline.context import PassContext, Progress, no_progress
 from moeify.pipeline.contract import Pass
+from moeify.pipeline.finished import FinishedLayers
 from moeify.pipeline.order import check_order
 from moeify.pipeline.report import Report, make_report
 from moeify.pipeline.running import run_passes
@@ -27,16 +28,22 @@ class Pipeline:
         check_order(self.passes, frozenset({CalibrationData}))
 
     def run(
-        self, graph: ModelGraph, data: Iterable[Batch] | None = None, *, seed: int = 0, progress: Progress = no_progress
+        self,
+        graph: ModelGraph,
+        data: Iterable[Batch] | None = None,
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
+        finished: FinishedLayers | None = None,
     ) -> Report:
         """Runs every pass on the graph; specs that no EachLayer has spliced are spliced at the end.
 
         data: re-iterable batches of model inputs for calibration; without them, passes that take data are left out.
-        seed: the same seed gives the same result. Raises UsageError where a pass needs data that is absent,
-        ConversionError where a pass cannot keep its promise.
+        seed: the same seed gives the same result. finished: where each-layer keeps the layers it has done.
+        Raises UsageError where a pass needs data that is absent, ConversionError where a pass cannot keep its promise.
         """
         self.check(with_data=data is not None)
-        context = PassContext(batches=data, seed=seed, progress=progress)
+        context = PassContext(batches=data, seed=seed, progress=progress, finished=finished)
         if data is not None:
             context.put(None, CalibrationData())
         context.notes.extend(self.left_out(with_data=data is not None))

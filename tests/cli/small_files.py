@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo_huggingface
-from cli.tiny_models import HIDDEN, stack
+from cli.tiny_models import HIDDEN, deep_stack, stack
 
 _RECIPE = """
 [[pass]]
@@ -94,6 +94,7 @@ def _old_folder(path: Path) -> None:
 FILES: Mapping[str, Callable[[Path], Any]] = MappingProxyType(
     {
         "model.pt": _saved(state),
+        "deep.pt": _saved(lambda: deep_stack().state_dict()),
         "nan.pt": _saved(lambda: state(_with_nan)),
         "shape.pt": _saved(lambda: state(_with_other_shape)),
         "missing.pt": _saved(lambda: state(_without_one)),

@@ -70,14 +70,17 @@ def small_files_only() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 
 
-def test_a_disk_without_room_is_one_line_and_leaves_nothing(tmp_path: Path, kept: Path) -> None:
+def test_a_disk_without_room_is_one_line_and_leaves_what_can_be_gone_on_with(tmp_path: Path, kept: Path) -> None:
     write_files(["model.pt"], tmp_path, kept)
     done = process(f"{CONVERT} --quiet", tmp_path, preexec_fn=small_files_only)
     assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
     assert done.err.startswith("moeify: error: ")
     assert "cannot be written" in done.err
     assert "File too large" in done.err
-    assert os.listdir(tmp_path) == ["model.pt"]
+    assert "with --resume" in done.err
+    assert sorted(os.listdir(tmp_path)) == [".out.moeify-journal", "model.pt"]
+    assert process(f"{CONVERT} --quiet --resume", tmp_path) == Outcome(0, "", "")
+    assert sorted(os.listdir(tmp_path)) == ["model.pt", "out"]
 
 
 FAULTS: list[tuple[str, BaseException, int, str]] = [

@@ -34,6 +34,13 @@ def stack() -> nn.Module:
         return nn.Sequential(Block(), Block())
 
 
+def deep_stack() -> nn.Module:
+    """Five blocks with weights that are always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(*(Block() for _ in range(5)))
+
+
 def wide_stack() -> nn.Module:
     return nn.Sequential(Block(2 * NEURONS), Block(2 * NEURONS))
 
