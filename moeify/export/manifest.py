@@ -53,17 +53,12 @@ class Manifest:
                 "source": asdict(self.source),
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "layers": [
-                    {"path": path, "rewrite": _rewrite_json(entry.rewrite), "config": entry.config.to_json()}
+                    {"path": path, "rewrite": entry.rewrite.to_json(), "config": entry.config.to_json()}
                     for path, entry in self.layers.items()
                 ],
                 "aliases": dict(self.aliases),
             }
         )
-
-
-def _rewrite_json(rewrite: Rewrite) -> dict[str, Any]:
-    """`channels` is written where it is true: folders older than it lack the field."""
-    return {name: value for name, value in asdict(rewrite).items() if name != "channels" or value}
 
 
 def json_text(data: Any) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
-from moeify.frontend.cone_ops import CHANGES_PLACES, is_check, is_layout, is_pointwise, obstacle, op_name
+from moeify.frontend.cone_ops import CHANGES_PLACES, is_layout, is_pointwise, obstacle, op_name
 from moeify.frontend.cone_projection import Projection
 from moeify.frontend.cone_slices import SPLITS, cuts, is_slice
 
@@ -155,11 +155,3 @@ def cone(down: Projection, projections: Mapping[fx.Node, Projection], weights: M
         frozenset(walk.constants),
         tuple(dict.fromkeys(walk.obstacles)),
     )
-
-
-def outside_users(nodes: frozenset[fx.Node], tip: fx.Node) -> Iterator[fx.Node]:
-    """Nodes outside that compute something of a value inside, the tip's own users left out."""
-    for node in nodes - {tip}:
-        for user in node.users:
-            if user not in nodes and not (is_check(user) and not user.users):
-                yield user

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from moeify.frontend.cone import Cone, outside_users
-from moeify.frontend.cone_ops import is_layout, lead, real_users, stripped
+from moeify.frontend.cone import Cone
+from moeify.frontend.cone_ops import is_check, is_layout, lead, real_users, stripped
 from moeify.frontend.fingerprint import Fingerprint, dropout_commutes, fingerprint
 from moeify.frontend.rewrite_scopes import stack
 
@@ -67,7 +67,7 @@ def _wrong_size(cone: Cone) -> str:
 def _trouble(cone: Cone) -> str | None:
     """The first thing that no convertible feed-forward network has."""
     weights = [path for p in (*cone.projections, cone.down) for path in p.parameters]
-    scopes = [scope for user in outside_users(cone.core, cone.down.node) for scope in stack(user)]
+    scopes = [scope for user in _outside_users(cone.core, cone.down.node) for scope in stack(user)]
     if any("lora" in path.lower() for path in (*weights, *scopes)):
         return "it carries LoRA branches: merge them into the weights first (PEFT: merge_and_unload())"
     if any(p.grouped for p in (*cone.projections, cone.down)):
@@ -88,7 +88,15 @@ def _trouble(cone: Cone) -> str | None:
 
 
 def _used_elsewhere(cone: Cone) -> bool:
-    return any(True for _ in outside_users(cone.core, cone.down.node))
+    return any(True for _ in _outside_users(cone.core, cone.down.node))
+
+
+def _outside_users(nodes: frozenset[fx.Node], tip: fx.Node) -> Iterator[fx.Node]:
+    """Nodes outside that compute something of a value inside, the tip's own users left out."""
+    for node in nodes - {tip}:
+        for user in node.users:
+            if user not in nodes and not (is_check(user) and not user.users):
+                yield user
 
 
 def input_and_output(cone: Cone) -> tuple[fx.Node, fx.Node] | None:

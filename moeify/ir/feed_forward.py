@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,6 +54,10 @@ class Rewrite:
     hidden_dropout: float = 0.0
     output_dropout: float = 0.0
     channels: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields; `channels` only where it is true, so that folders older than it say the same."""
+        return {name: value for name, value in asdict(self).items() if name != "channels" or value}
 
 
 @dataclass(frozen=True, eq=False)
