@@ -15,7 +15,7 @@ from moeify.ir.model_graph import Batch
 if TYPE_CHECKING:
     from moeify.export.folder import LoadedFolder
 
-#: A model: a path (Hugging Face folder, GGUF file, pickled module, state_dict with a factory), or a module in memory.
+#: A model: a path (Hugging Face or adapter folder, GGUF file, .pt, .pt2, state_dict with a factory), or a module in memory.
 Source = str | Path | nn.Module
 
 #: A callable without arguments that returns the module, or its name `pkg.mod:callable`.

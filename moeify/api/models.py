@@ -25,8 +25,9 @@ def open_model(
 ) -> ModelGraph:
     """The model, loaded and traced, ready for passes; `graph.sites` is filled by FindFeedForward.
 
-    source: a Hugging Face folder (safetensors), a GGUF file, a state_dict (.pt, .safetensors) with `factory`, a pickled module,
-        or one in memory. allow_pickle: unpickles a module of other classes than torch.nn's, which runs what the file says.
+    source: a Hugging Face folder (safetensors) or a LoRA adapter's, a GGUF file, a state_dict (.pt, .safetensors) with
+        `factory`, a pickled module, a torch.export archive (.pt2), or a module in memory.
+    allow_pickle: unpickles a module of other classes than torch.nn's, which runs what the file says.
     factory: a callable without arguments that returns the module, or its name `pkg.mod:callable`.
     example: model inputs (a tuple of arguments or a dict of keyword arguments), a file of them, or `pkg.mod:callable`;
         not needed where the model's config or first layer tells. dtype: fp32 or bf16. device: a torch device.

@@ -4,8 +4,8 @@
     OUT/moeify.json          the manifest: what is there, what made it, how the layers go in (see manifest.py)
     OUT/recipe.toml          the recipe that made it
     OUT/report.json          what was done and measured
-    OUT/source/              config, generation config and tokenizer of the dense model; or the module without its weights, and
-                             the inputs that were assumed for it
+    OUT/source/              config, generation config and tokenizer of the dense model; or the module or program without
+                             its weights, and the inputs that were assumed for it
 
 There is no config.json at the top: transformers must not take the folder for a dense model. The bytes depend on
 the model alone: no times, no machine.

@@ -26,7 +26,9 @@ def refusal(path: Path, kind: Kind) -> InputError:
     if kind == "unknown":
         known = path.suffix.lower() in _MODEL_SUFFIXES
         claim = f"is no {path.suffix} file that can be read (damaged or truncated?)" if known else "is of no known kind"
-        return InputError(f"{path}: {claim}; models come as a Hugging Face folder, a GGUF file or a state_dict")
+        return InputError(
+            f"{path}: {claim}; models come as a Hugging Face folder, a GGUF file, or a .pt, .pt2 or .safetensors file"
+        )
     return InputError(f"{path}: {_INSTEAD[kind]}")
 
 

@@ -82,6 +82,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
     ("DoRA", {"use_dora": True}),
     ("some layers, by a pattern", {"target_modules": r".*\.1\.mlp\.(up|down)_proj"}),
     ("with a head of its own", {"modules_to_save": ["lm_head"]}),
+    ("on the embedding", {"target_modules": ["embed_tokens", "q_proj"]}),
 ]
 
 
