@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from moeify.api.arguments import Example, Factory, Source
-from moeify.api.models import open_model
+from moeify.api.models import open_outline
 from moeify.pipeline.inspection import Inspection, layer_rows, site_rows, sizes_text
 
 
@@ -33,7 +33,7 @@ def inspect(
 
         entries = read_manifest(Path(str(source))).layers
         return Inspection("converted", layer_rows((path, e.config, e.rewrite.way) for path, e in entries.items()))
-    graph = open_model(source, factory=factory, example=example, allow_pickle=allow_pickle)
+    graph = open_outline(source, factory=factory, example=example, allow_pickle=allow_pickle)
     host = graph.host
     assert isinstance(host, EagerHost)
     sites, refusals = host.find()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moeify.api.arguments import Data, Example, Factory, Source, open_batches
-from moeify.api.models import open_model
+from moeify.api.models import open_model, open_outline
 from moeify.errors import InputError, UsageError
 from moeify.ir.facts import CalibrationData, FeedForwards
 from moeify.ir.model_graph import Batch, ModelGraph
@@ -63,7 +63,7 @@ def plan(
     device: str = "cpu",
     allow_pickle: bool = False,
 ) -> Plan:
-    """What `convert` with the same options would do, without doing it. Raises what `convert` raises before it computes."""
+    """What `convert` with the same options would do, without doing it and, where that can be, without its weights. Raises what `convert` raises before it computes."""
     wanted = configure(
         recipe, experts=experts, top_k=top_k, active=active, layers=layers, tokens=tokens, settings=settings, seed=seed
     )
@@ -77,6 +77,7 @@ def plan(
         dtype=dtype,
         device=device,
         allow_pickle=allow_pickle,
+        weights=False,
     )
     counted = 0 if ready.data is None else _calibration_tokens(ready.pipeline) or 0
     weights = list(ready.graph.model.parameters())
@@ -86,12 +87,14 @@ def plan(
 
 def prepare(
     source: Source, recipe: Recipe, calibrate: Data | None, tokens: int | None, *, factory: Factory | None,
-    example: Example | None, dtype: str, device: str, allow_pickle: bool,
+    example: Example | None, dtype: str, device: str, allow_pickle: bool, weights: bool = True,
 ) -> Ready:  # fmt: skip
     """Raises UsageError, as early as can be told, where options do not fit together or do not fit a site; InputError for a
-    model or data that cannot be read, and for a model without a feed-forward network that can be converted."""
+    model or data that cannot be read, and for a model without a feed-forward network that can be converted.
+
+    weights: without them as much is read as a plan needs."""
     pipeline = _build(recipe, calibrate, tokens)
-    graph = open_model(
+    graph = (open_model if weights else open_outline)(
         source, factory=factory, example=example, dtype=dtype, device=device, allow_pickle=allow_pickle
     )  # fmt: skip
     host = graph.host

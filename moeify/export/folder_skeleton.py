@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from torch import nn
 
 from moeify.data.importable import one_line
 from moeify.errors import InputError, MissingExtraError
+from moeify.frontend.default_dtype import default_dtype
 from moeify.frontend.load_example import ASSUMED, read_example
 from moeify.frontend.load_exported import NAME as PROGRAM
 from moeify.frontend.load_exported import check_dtype, read_exported
@@ -103,7 +102,7 @@ def _from_config(transformers: Any, cls: Any, source: Path, dtype: torch.dtype) 
         raise MissingExtraError("accelerate", "hf", "opening a converted Hugging Face model") from error
     config = transformers.AutoConfig.from_pretrained(source, **_SAFE)
     # Buffers stay real: those that no file holds (rotary frequencies, positions) are computed while the model is built.
-    with _default_dtype(dtype), torch.random.fork_rng(devices=[]):
+    with default_dtype(dtype), torch.random.fork_rng(devices=[]):
         with init_empty_weights(include_buffers=False):
             model: Any = cls(config)
         if any(buffer.is_meta for buffer in model.buffers()):
@@ -112,13 +111,3 @@ def _from_config(transformers: Any, cls: Any, source: Path, dtype: torch.dtype) 
         model.generation_config = transformers.GenerationConfig.from_pretrained(source, local_files_only=True)
     assert isinstance(model, nn.Module)
     return model
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

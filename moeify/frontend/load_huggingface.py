@@ -12,6 +12,7 @@ from torch import nn
 
 from moeify.data.importable import one_line
 from moeify.errors import InputError, MissingExtraError, MoeifyError
+from moeify.frontend.default_dtype import default_dtype
 from moeify.frontend.load_checks import check_finite, some
 from moeify.frontend.load_gguf_header import GgufHeader, read_gguf_header
 from moeify.frontend.load_huggingface_files import check_config, read_json, weight_files
@@ -28,38 +29,42 @@ _TOKENIZER = (
 _COMPANIONS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
-def load_huggingface(path: Path, dtype: torch.dtype) -> LoadedModel:
+def load_huggingface(path: Path, dtype: torch.dtype, *, weights: bool = True) -> LoadedModel:
     """The model of a folder with config.json and safetensors, without example inputs.
 
+    weights: without them the files' headers are read alone, and every tensor is on the meta device.
     Raises InputError for a folder that lacks or contradicts something, MissingExtraError without transformers.
     """
     config = read_json(path / "config.json")
-    weights = weight_files(path)
-    held = safetensors_contents(weights)
+    stored = weight_files(path)
+    held = safetensors_contents(stored)
     check_layers(config, held.tensors, str(path / "config.json"))
     with quiet_transformers("a Hugging Face model") as transformers:
         check_config(config, path, transformers)
         parsed = _or_input_error(path, lambda: transformers.AutoConfig.from_pretrained(path, **_SAFE))
         cls = model_class(transformers, parsed)
         _or_input_error(path, lambda: check_parameters(cls, parsed, held.elements, str(path / "config.json")))
-        model, notes = _load(cls, path, path, dtype, {"use_safetensors": True})
+        model, notes = (
+            _load(cls, path, path, dtype, {"use_safetensors": True}) if weights else (_outline(cls, parsed, dtype), ())
+        )
         tokenizer, remark = (
             _tokenizer(transformers, path, path) if any((path / n).is_file() for n in _TOKENIZER) else (None, None)
         )
     check_floats(model, held.others, str(path))
-    check_finite(model, str(path))
+    if weights:
+        check_finite(model, str(path))
     source = SourceInfo(
         kind="huggingface",
         name=path.resolve().name,
         model_class=f"transformers.{type(model).__name__}",
-        digests={file.name: file_digest(file) for file in (path / "config.json", *weights)},
+        digests={file.name: file_digest(file) for file in (path / "config.json", *(stored if weights else ()))},
     )
     files = {name: (path / name).read_bytes() for name in _COMPANIONS if (path / name).is_file()}
     return LoadedModel(model, (), source, tokenizer, path, files, tuple(n for n in (*notes, remark) if n))
 
 
-def load_gguf(path: Path, dtype: torch.dtype) -> LoadedModel:
-    """The model of a GGUF file, dequantized, without example inputs. Raises as `load_huggingface`."""
+def load_gguf(path: Path, dtype: torch.dtype, *, weights: bool = True) -> LoadedModel:
+    """The model of a GGUF file, dequantized, without example inputs. weights, and what it raises: as `load_huggingface`."""
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError("gguf", "hf", "a GGUF model")
     header = _gguf_header(path)
@@ -69,13 +74,15 @@ def load_gguf(path: Path, dtype: torch.dtype) -> LoadedModel:
         config = _or_input_error(path, lambda: transformers.AutoConfig.from_pretrained(folder, **file, **_SAFE))
         cls = model_class(transformers, config)
         _or_input_error(path, lambda: check_parameters(cls, config, elements, str(path)))
-        model, notes = _load(cls, path, folder, dtype, file)
+        model, notes = _load(cls, path, folder, dtype, file) if weights else (_outline(cls, config, dtype), ())
         tokenizer, remark = _tokenizer(transformers, path, folder, file)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are plain numbers now, and may be saved as such
     model.hf_quantizer = None
-    check_finite(model, str(path))
-    source = SourceInfo("gguf", path.name, f"transformers.{type(model).__name__}", {path.name: file_digest(path)})
+    if weights:
+        check_finite(model, str(path))
+    digests = {path.name: file_digest(path)} if weights else {}
+    source = SourceInfo("gguf", path.name, f"transformers.{type(model).__name__}", digests)
     return LoadedModel(model, (), source, tokenizer, path, notes=tuple(n for n in (*notes, remark) if n))
 
 
@@ -99,6 +106,12 @@ def model_class(transformers: Any, config: Any) -> Any:
             found = mapping[type(config)]
             return found[0] if isinstance(found, tuple | list) else found
     raise InputError(f"transformers has no model class for the type {config.model_type!r}: give a state_dict and a factory")
+
+
+def _outline(cls: Any, config: Any, dtype: torch.dtype) -> Any:
+    """The model without values: parameters and buffers on the meta device."""
+    with default_dtype(dtype), torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return cls(config)
 
 
 def _load(cls: Any, where: Path, folder: Path, dtype: torch.dtype, options: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:

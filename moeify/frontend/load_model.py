@@ -65,6 +65,21 @@ def load_model(
     return replace(loaded, example=_in_dtype(loaded.example, loaded.model))
 
 
+def load_outline(source: str | Path, example: str | Path | Batch | None, dtype: torch.dtype) -> LoadedModel | None:
+    """The model without its weights, all tensors on the meta device: enough to trace it and to find its sites.
+
+    None for what is neither a Hugging Face folder nor a GGUF file. Raises InputError as `load_model`.
+    """
+    path = Path(source).expanduser()
+    load = {"huggingface": load_huggingface, "gguf": load_gguf}.get(sniff(path))
+    if load is None:
+        return None
+    loaded = load(path, dtype, weights=False)
+    loaded.model.eval()
+    loaded = _with_example(loaded) if example is None else replace(loaded, example=read_example(example, "meta"))
+    return replace(loaded, example=_in_dtype(loaded.example, loaded.model))
+
+
 #: What needs no factory, and how it is read.
 _WHOLE: Mapping[Kind, Callable[[Path, torch.dtype], LoadedModel]] = {
     "huggingface": load_huggingface, "adapter": load_adapter, "gguf": load_gguf, "exported-program": load_exported,

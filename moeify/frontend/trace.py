@@ -26,12 +26,15 @@ def trace(model: nn.Module, example: Batch) -> Traced:
     """The model as a functional graph, in eval mode and without a key-value cache; the model is left as it was.
 
     The graph is run at the example, and at other batch and sequence sizes, beside the model itself: `Traced.dynamic`
-    and `Traced.notes` say what came out. Weights are not copied; a model on the meta device is compared by shapes.
+    and `Traced.notes` say what came out. Weights are not copied. A model on the meta device cannot be run beside its graph:
+    many ask for values on the way, though not while they are traced.
 
     Raises InputError where the model does not run on the example, changes its weights as it runs, cannot be traced, or differs
     from its own trace.
     """
     with tracing_state(model), torch.random.fork_rng(devices=[]):
+        if next(model.parameters(), torch.empty(0)).is_meta:
+            return _outline(model, _on_device(without_ones(distinct(example)), model))
         with watch_modules(model) as plain, unchanged_weights(model):
             example, expected = _runnable(model, _on_device(distinct(example), model))
         found = replace(_traced(model, example), plain_modules=plain())
@@ -40,6 +43,12 @@ def trace(model: nn.Module, example: Batch) -> Traced:
             return found
         dynamic, notes = check_other_shapes(found, model, example)
         return replace(found, dynamic=dynamic, notes=notes)
+
+
+def _outline(model: nn.Module, example: Batch) -> Traced:
+    with watch_modules(model) as plain:
+        found = _traced(model, example)
+    return replace(found, plain_modules=plain())
 
 
 def _runnable(model: nn.Module, example: Batch) -> tuple[Batch, list[Any]]:
