@@ -63,7 +63,10 @@ def plan(
     device: str = "cpu",
     allow_pickle: bool = False,
 ) -> Plan:
-    """What `convert` with the same options would do, without doing it and, where that can be, without its weights. Raises what `convert` raises before it computes."""
+    """What `convert` with the same options would do, without doing it, and without the model's weights where it is traced so.
+
+    Raises what `convert` raises before it computes, but for what is wrong with weights that were not read.
+    """
     wanted = configure(
         recipe, experts=experts, top_k=top_k, active=active, layers=layers, tokens=tokens, settings=settings, seed=seed
     )

@@ -54,6 +54,11 @@ def failing(number: int) -> Callable[..., Any]:
     return fail
 
 
+def left_by(done: Outcome) -> list[str]:
+    """What stands there after a failure: finished layers, where the message says that they are kept, and nothing else."""
+    return [".out.moeify-journal"] * ("are kept: the same command with --resume" in done.err) + ["model.pt"]
+
+
 #: caption, what fails, where it is looked up
 STEPS: list[tuple[str, object, str]] = [
     ("a folder is made", pathlib.Path, "mkdir"),
@@ -67,7 +72,7 @@ STEPS: list[tuple[str, object, str]] = [
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO], ids=errno.errorcode.get)
 @pytest.mark.parametrize(("owner", "name"), [s[1:] for s in STEPS], ids=[s[0] for s in STEPS])
-def test_a_disk_that_fails_at_any_step_leaves_nothing(
+def test_a_disk_that_fails_at_any_step_leaves_no_result(
     owner: object, name: str, number: int, moeify: Run, tmp_path: Path
 ) -> None:
     assert moeify(f"{CONVERT} --dry-run --quiet").code == 0
@@ -77,7 +82,9 @@ def test_a_disk_that_fails_at_any_step_leaves_nothing(
     assert (done.code, done.out, done.err.count("\n")) == (1, "", 1), done
     assert done.err.startswith("moeify: error: out: cannot be written: ")
     assert os.strerror(number) in done.err
-    assert os.listdir(tmp_path) == ["model.pt"]
+    assert sorted(os.listdir(tmp_path)) == left_by(done)
+    assert moeify(f"{CONVERT} -o out --quiet --resume").code == 0
+    assert sorted(os.listdir(tmp_path)) == ["model.pt", "out"]
 
 
 def test_a_disk_that_fills_while_an_old_result_is_replaced_leaves_the_old_one(moeify: Run, tmp_path: Path) -> None:
@@ -100,4 +107,4 @@ def test_safetensors_own_words_for_a_full_disk_are_one_line(moeify: Run, tmp_pat
         done = moeify(f"{CONVERT} -o out")
     assert (done.code, done.out, done.err.count("\n")) == (1, "", 1), done
     assert "No space left on device" in done.err
-    assert os.listdir(tmp_path) == ["model.pt"]
+    assert sorted(os.listdir(tmp_path)) == left_by(done) == [".out.moeify-journal", "model.pt"]
