@@ -16,7 +16,7 @@ _CLIP = {"text_config": _CLIP_TEXT, "vision_config": _VIT | {"projection_dim": 8
 _WAV2VEC2 = {
     "vocab_size": 20, "hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": NEURONS,
     "conv_dim": (8, 8), "conv_stride": (5, 4), "conv_kernel": (10, 8), "num_feat_extract_layers": 2,
-    "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "apply_spec_augment": False,
+    "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "apply_spec_augment": False, "layerdrop": 0.0,
 }  # fmt: skip
 _CONVNEXT = {"patch_size": 4, "num_stages": 2, "hidden_sizes": [12, 24], "depths": [1, 1], "image_size": 16}
 _POOL = {
