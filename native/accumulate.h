@@ -69,10 +69,11 @@ inline void accumulate_panel(const Accumulation& a, Panel<W> panel, std::int64_t
 // For so few tokens that memory sets the pace: two rows after the other two, as the memory lies, with y in the first cache.
 template <int tokens, int rows, class W>
 inline void stream_rows(const Accumulation& a, Part part, std::int64_t row) {
+  const auto bytes = static_cast<std::int64_t>(sizeof(W));
   const W* w = static_cast<const W*>(a.weights) + row * a.output + part.first;
-  const std::int64_t distance = ceil_div(kNear, part.count * static_cast<std::int64_t>(sizeof(W)));  // rows
-  const char* ahead = reinterpret_cast<const char*>(w + distance * a.output);
-  if (row + distance + rows > a.rows) ahead = near_of(a.ahead, ahead - reinterpret_cast<const char*>(static_cast<const W*>(a.weights) + a.rows * a.output));
+  const std::int64_t later = row + ceil_div(kNear, part.count * bytes);  // the row that is asked for
+  const char* const ahead = later + rows <= a.rows ? reinterpret_cast<const char*>(w + (later - row) * a.output)
+                                                   : near_of(a.ahead, ((later - a.rows) * a.output + part.first) * bytes);
   float* y[tokens];
   Vec h[tokens][rows];
   for (int t = 0; t < tokens; ++t) {
@@ -82,7 +83,7 @@ inline void stream_rows(const Accumulation& a, Part part, std::int64_t row) {
   for (std::int64_t c = 0; c + Vec::lanes <= part.count; c += Vec::lanes) {
     Vec weights[rows];
     for (int r = 0; r < rows; ++r) {
-      prefetch_near(ahead + (r * a.output + c) * static_cast<std::int64_t>(sizeof(W)));
+      prefetch_near(ahead + (r * a.output + c) * bytes);
       weights[r] = load(w + r * a.output + c);
     }
     for (int t = 0; t < tokens; ++t) {

@@ -18,7 +18,7 @@ class Call {
   void run(const Pool& pool) {
     choose(layer_, first_, count_, scratch_.choosing, scratch_.choice);
     make_plan(layer_, count_, scratch_);
-    first_down_ = next_down(0, 0);
+    first_down_ = next_down(layer_, scratch_, 0, 0);
     spread(pool, &Call::hidden_task, scratch_.tasks.size());
     stripes_ = threads_.load(std::memory_order_relaxed);
     by_tokens_ = count_ >= 16 * stripes_;
@@ -109,7 +109,8 @@ class Call {
         return group.tokens ? std::lower_bound(group.tokens, group.tokens + group.count, token) - group.tokens : token;
       };
       const std::int64_t begin = place(first), end = place(last);
-      each_block(end - begin, to - from, [&](std::int64_t skip, std::int64_t count) { accumulate(g, begin + skip, count, from, to); });
+      each_block(end - begin, to - from,
+                 [&](std::int64_t skip, std::int64_t count) { accumulate(g, begin + skip, count, from, to); });
     }
   }
 
@@ -128,19 +129,9 @@ class Call {
       a.columns = to - from;
       a.output = layer_.output;
       a.y = layer_.y + (first_ + (group.tokens ? 0 : at)) * layer_.output + from;
-      a.ahead = next_down(g, row + rows);
+      a.ahead = next_down(layer_, scratch_, g, row + rows);
       kernels_.accumulate[static_cast<int>(layer_.stored)](a);
     }
-  }
-
-  // The rows of `down` that come from that row on, in this group or the next.
-  Ahead next_down(std::size_t g, std::int64_t row) const {
-    for (; g < scratch_.groups.size(); ++g, row = 0) {
-      const Group& group = scratch_.groups[g];
-      const std::int64_t rows = std::min(rows_at_once(layer_, layer_.output), group.rows - row);
-      if (rows > 0) return rows_of(layer_, group.down, row, rows, layer_.output);
-    }
-    return {nullptr, nullptr};
   }
 
   const Layer& layer_;

@@ -107,4 +107,14 @@ Ahead rows_of(const Layer& layer, const void* matrix, std::int64_t row, std::int
           static_cast<const char*>(row_of(layer, matrix, row + rows, columns))};
 }
 
+Ahead next_down(const Layer& layer, const Scratch& scratch, std::size_t group, std::int64_t row) {
+  for (; group < scratch.groups.size(); ++group, row = 0) {
+    const Group& next = scratch.groups[group];
+    const std::int64_t rows = std::min(rows_at_once(layer, layer.output), next.rows - row);
+    if (rows > 0) return rows_of(layer, next.down, row, rows, layer.output);
+  }
+  const auto* here = reinterpret_cast<const char*>(&layer);  // in the cache anyway
+  return {here, here};
+}
+
 }  // namespace moeify

@@ -49,15 +49,20 @@ std::int64_t rows_at_once(const Layer& layer, std::int64_t columns);
 // Weights [row, row + rows) x columns as bytes.
 Ahead rows_of(const Layer& layer, const void* matrix, std::int64_t row, std::int64_t rows, std::int64_t columns);
 
+// The rows of `down` that come from that row of that group on, in it or in the next; at the end an empty run.
+Ahead next_down(const Layer& layer, const Scratch& scratch, std::size_t group, std::int64_t row);
+
 inline const void* row_of(const Layer& layer, const void* matrix, std::int64_t row, std::int64_t columns) {
-  return matrix ? static_cast<const char*>(matrix) + row * columns * static_cast<std::int64_t>(width_of(layer.stored)) : nullptr;
+  const std::int64_t bytes = row * columns * static_cast<std::int64_t>(width_of(layer.stored));
+  return matrix ? static_cast<const char*>(matrix) + bytes : nullptr;
 }
 
 // Calls f(first, count) on nearly equal runs of [0, count) tokens, so many that pass at a time.
 template <class F>
 void each_block(std::int64_t count, std::int64_t columns, F f) {
   constexpr std::int64_t room = 2 << 20;  // bytes of x or y
-  const std::int64_t most = std::max<std::int64_t>(room / std::max<std::int64_t>(columns * 4, 1), 24), blocks = (count + most - 1) / most;
+  const std::int64_t most = std::max<std::int64_t>(room / std::max<std::int64_t>(columns * 4, 1), 24);
+  const std::int64_t blocks = (count + most - 1) / most;
   for (std::int64_t i = 0; i < blocks; ++i) f(count * i / blocks, count * (i + 1) / blocks - count * i / blocks);
 }
 

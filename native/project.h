@@ -76,8 +76,9 @@ inline void stream(const Projection& p) {
     each_part(p.hidden, [&](Part part) {
       const float* x[tokens];
       for (int t = 0; t < tokens; ++t) x[t] = p.x + (p.tokens ? p.tokens[t] : t) * p.hidden + part.first;
+      const char* const ahead = end - w > kNear ? w + kNear : near_of(p.ahead, w + kNear - end);
       float sums[4];
-      stream_row<tokens>(x, reinterpret_cast<const W*>(w), part.count, end - w > kNear ? w + kNear : near_of(p.ahead, w + kNear - end), sums);
+      stream_row<tokens>(x, reinterpret_cast<const W*>(w), part.count, ahead, sums);
       for (int t = 0; t < tokens; ++t) add_to(p.h[t * p.h_stride + row], part, p.bias, row, sums[t]);
       w += part.count * bytes;
     });

@@ -64,7 +64,9 @@ MoE make(Stored stored) {
   op.GetInputTypeCount = [](const ort::CustomOp*) -> std::size_t { return kInputs; };
   op.GetOutputType = [](const ort::CustomOp* self, std::size_t) { return element(static_cast<const MoE*>(self)->stored); };
   op.GetOutputTypeCount = [](const ort::CustomOp*) -> std::size_t { return 1; };
-  op.GetInputCharacteristic = [](const ort::CustomOp*, std::size_t i) { return i < kRequiredInputs ? ort::kRequired : ort::kOptional; };
+  op.GetInputCharacteristic = [](const ort::CustomOp*, std::size_t i) {
+    return i < kRequiredInputs ? ort::kRequired : ort::kOptional;
+  };
   op.GetOutputCharacteristic = [](const ort::CustomOp*, std::size_t) { return ort::kRequired; };
   op.GetInputMemoryType = [](const ort::CustomOp*, std::size_t) { return 0; };
   op.GetVariadicInputMinArity = [](const ort::CustomOp*) { return 1; };

@@ -25,9 +25,10 @@ struct Steps {
   }
 };
 
-// The byte that lies `offset` behind the start of what is ahead, or its last.
+// The byte that lies `offset` behind the start of what is ahead, at most its end.
 inline const char* near_of(const Ahead& ahead, std::int64_t offset) {
-  return ahead.end - ahead.at > offset ? ahead.at + offset : ahead.end;
+  const std::int64_t size = ahead.end - ahead.at, at = offset < size ? offset : size;
+  return ahead.at + (at > 0 ? at : 0);
 }
 
 inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -47,8 +48,8 @@ struct Part {
 };
 
 template <class F>
-inline void each_part(std::int64_t hidden, F f) {
-  const std::int64_t parts = hidden ? ceil_div(hidden, kPart) : 1, size = ceil_div(ceil_div(hidden, parts), Vec::lanes) * Vec::lanes;
-  for (std::int64_t first = 0; first == 0 || first < hidden; first += size)
-    f(Part{first, hidden - first < size ? hidden - first : size});
+inline void each_part(std::int64_t columns, F f) {
+  const std::int64_t parts = ceil_div(columns, kPart), size = ceil_div(ceil_div(columns, parts), Vec::lanes) * Vec::lanes;
+  for (std::int64_t first = 0; first < columns; first += size)
+    f(Part{first, columns - first < size ? columns - first : size});
 }

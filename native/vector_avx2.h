@@ -56,7 +56,9 @@ inline Vec at_least(Vec a, float low) { return {_mm256_max_ps(_mm256_set1_ps(low
 inline Vec at_most(Vec a, float high) { return {_mm256_min_ps(_mm256_set1_ps(high), a.v)}; }
 inline Vec nearest(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 
-inline Vec power(__m256i n) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23))}; }
+inline Vec power(__m256i n) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23))};
+}
 // a 2^n, |n| < 252: in two steps, as 2^n itself may be out of range.
 inline Vec times_power(Vec a, Vec n) {
   const __m256i whole = _mm256_cvtps_epi32(n.v), half = _mm256_srai_epi32(whole, 1);

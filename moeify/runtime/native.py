@@ -29,7 +29,7 @@ def wanted() -> bool:
 def register(options: onnxruntime.SessionOptions) -> None:
     """Sessions made with these options run `moeify::MoE` by the native library instead of its function body.
 
-    Raises UsageError where the library was not built.
+    Raises UsageError where the library was not built or cannot be loaded.
     """
     path = library()
     if path is None:
@@ -37,4 +37,8 @@ def register(options: onnxruntime.SessionOptions) -> None:
             "the native operator library was not built: install a C++ compiler (g++ or clang++) and moeify again; "
             "without it exported files run by their function bodies"
         )
-    options.register_custom_ops_library(str(path))
+    try:
+        options.register_custom_ops_library(str(path))
+    except Exception as error:  # onnxruntime's exceptions have no common class of their own
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"{path}: ONNX Runtime cannot load it: {reason}; install moeify again, or set {SWITCH}=0") from error

@@ -75,6 +75,18 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         )
 
 
+def test_a_library_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, case = lying_file(tmp_path)
+    broken = tmp_path / "libmoeify.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    with pytest.raises(UsageError) as caught:
+        session(path)
+    assert str(caught.value).startswith(f"{broken}: ONNX Runtime cannot load it: ")
+    assert str(caught.value).endswith("; install moeify again, or set MOEIFY_NATIVE=0")
+    assert not run_session(session(path, native=False), case).any()
+
+
 @pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
 def test_instruction_sets_agree(isa: str, tmp_path: Path) -> None:
     """The environment asks for a lesser one, in a process of its own; sums differ in their last bits only."""
