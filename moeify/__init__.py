@@ -27,6 +27,7 @@ _HOMES = {
     "MoeifyError": "moeify.errors",
     "Pipeline": "moeify.pipeline.pipeline",
     "moe_layers": "moeify.layers.budget",
+    "register": "moeify.runtime.native",
     "set_threshold": "moeify.layers.budget",
     "set_top_k": "moeify.layers.budget",
 }
@@ -44,6 +45,7 @@ __all__ = [
     "load",
     "moe_layers",
     "open_model",
+    "register",
     "save",
     "set_threshold",
     "set_top_k",
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from moeify.layers.moe_layer import MoELayer
     from moeify.pipeline.each_layer import EachLayer
     from moeify.pipeline.pipeline import Pipeline
+    from moeify.runtime.native import register
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from moe_cases import Case
 from moeify.export.onnx.body import OPSET, moe_function
 from moeify.export.onnx.body_shape import DOMAIN, INPUTS, OPERATOR, OPTIONAL, VERSION, BodyShape
+from moeify.runtime.native import register
 
 FLOATS = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 #: Inputs whose type does not follow that of x.
@@ -48,10 +50,29 @@ def node_model(case: Case, dtype: str = "float32", body: bool = True, opset: int
     return ir.Model(graph, ir_version=10, functions=[moe_function(shape, opset)] if body else [])
 
 
-def run_model(model: ir.Model, case: Case, threads: int = 1) -> NDArray[np.float64]:
-    """y of stock ONNX Runtime on the CPU, from the case's x and scores."""
+def node_session(model: ir.Model, threads: int = 1, native: bool = False) -> Any:
+    """A session of ONNX Runtime on the CPU: the stock one, or with the native library."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    data = ir.to_proto(model).SerializeToString()
-    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {name: case.inputs[name] for name in ("x", "scores")})[0]).astype(np.float64)
+    options.log_severity_level = 4  # tests of faults would fill the terminal
+    if native:
+        register(options)
+    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run_model(model: ir.Model, case: Case, threads: int = 1, native: bool = False) -> NDArray[np.float64]:
+    """y from the case's x and scores."""
+    return np.asarray(run_session(node_session(model, threads, native), case)).astype(np.float64)
+
+
+def run_session(session: Any, case: Case) -> NDArray[np.float32]:
+    return np.asarray(session.run(None, {name: case.inputs[name] for name in ("x", "scores")})[0])
+
+
+def rounded(case: Case, dtype: str) -> Case:
+    """The same case with every float as that type holds it."""
+    kind = ir.DataType[dtype.upper()].numpy()
+    round_ = {
+        n: a if n in _OWN_TYPE or a.dtype != np.float32 else a.astype(kind).astype(np.float32) for n, a in case.inputs.items()
+    }
+    return replace(case, inputs=round_)

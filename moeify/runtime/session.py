@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moeify.errors import InputError, MissingExtraError
+from moeify.runtime.native import register, wanted
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -16,14 +17,22 @@ if TYPE_CHECKING:
 
 
 def session(
-    path: str | Path, threads: int | None = None, *, replace: Mapping[str, NDArray[Any]] | None = None
+    path: str | Path,
+    threads: int | None = None,
+    *,
+    replace: Mapping[str, NDArray[Any]] | None = None,
+    native: bool | None = None,
 ) -> onnxruntime.InferenceSession:
     """The file, ready to run. threads: None lets ONNX Runtime choose.
+
+    native: run MoE layers by the native library (True), by their function bodies as stock ONNX Runtime does (False), or by the
+    library where it was built and MOEIFY_NATIVE is not 0 (None).
 
     replace: other values for initializers, by name (`<layer>.k`, say). It turns constant folding off, as that would build the
     old values in: such a session is for comparing numbers, not for speed.
 
-    Raises InputError for a file that is missing, empty, cut off, no ONNX model, or without any operation.
+    Raises InputError for a file that is missing, empty, cut off, no ONNX model, or without any operation, UsageError where the
+    library is asked for and was not built.
     """
     try:
         import onnxruntime
@@ -35,6 +44,8 @@ def session(
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+    if wanted() if native is None else native:
+        register(options)
     # Held until the session is built: ONNX Runtime reads them in place.
     held = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(value)) for name, value in (replace or {}).items()}
     for name, value in held.items():

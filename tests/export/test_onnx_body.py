@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from moe_cases import VARIANTS, Case, Variant, cases, random_case
-from moe_node import body_shape, node_model, run_model
+from moe_node import body_shape, node_model, rounded, run_model
 from moe_reference import moe
 from moeify.errors import UsageError
 from moeify.export.onnx.body import moe_function
@@ -58,14 +58,6 @@ def test_gated_activation(name: str) -> None:
 def test_equal_scores_choose_the_lower_index(k: int) -> None:
     case = case_of(Variant(lead=(40,), sizes=(1,) * 64, k=k, ties=True, idle=True))
     assert_equal_to_reference(case)
-
-
-def rounded(case: Case, dtype: str) -> Case:
-    """The same case with every float as that type holds it."""
-    kind = ir.DataType[dtype.upper()].numpy()
-    own = ("threshold", "selection_bias")
-    round_ = {n: a if n in own or a.dtype != np.float32 else a.astype(kind).astype(np.float32) for n, a in case.inputs.items()}
-    return replace(case, inputs=round_)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float16", 4e-3), ("bfloat16", 3e-2)])

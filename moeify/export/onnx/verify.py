@@ -50,7 +50,7 @@ def _run(
     choosing: bool,
     prefix: str,
 ) -> Iterator[Check]:
-    built = session(path, replace=replace)
+    built = session(path, replace=replace, native=False)  # by the body: the file promises to run anywhere
     trials = decoder_trials(model, interface) if interface.cache_layers else flat_trials(interface, built)
     allowed = FLIPS if choosing and not replace else 0.0
     for name, eager, exported in trials:

@@ -1,0 +1,18 @@
+// The inner loops for plain.
+#include "activation_names.h"
+#include "kernels.h"
+#include "vector_plain.h"
+
+namespace moeify {
+namespace plain {
+namespace {
+
+constexpr int kProjectTokens = 2, kAccumulateVectors = 2;
+#include "kernels_impl.h"
+
+}  // namespace
+}  // namespace plain
+
+extern const Kernels kPlain = plain::kernels("plain");
+
+}  // namespace moeify

@@ -1,0 +1,69 @@
+// What a call has to do: which rows on which tokens, in which pieces.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "choice.h"
+#include "kernels.h"
+#include "layer.h"
+
+namespace moeify {
+
+// A run of rows with the tokens that it works on: the shared expert, a routed expert, the low-rank term, the idle vectors.
+struct Group {
+  const void *up, *gate, *down;  // their first row; up is null where h is given
+  const float *up_bias, *gate_bias;
+  Activation activation;
+  std::int64_t rows, count;
+  const std::int32_t* tokens;  // null: all
+  const float* gates;          // null: 1
+  float *h, *other;            // [count, rows]; other: the up part of gated neurons
+};
+
+// Rows [row, row + rows) of a group on its tokens [first, first + count).
+struct Task {
+  std::int32_t group;
+  std::int64_t row, rows, first, count;
+};
+
+// What a call needs beside its inputs; kept from call to call, one for each call that is under way.
+struct Scratch {
+  ChoiceScratch choosing;
+  Choice choice;
+  std::vector<Group> groups;
+  std::vector<Task> tasks;
+  std::vector<float> hidden;
+};
+
+// Groups and tasks of `count` tokens, from scratch.choice; places their h in scratch.hidden.
+void make_plan(const Layer& layer, std::int64_t count, Scratch& scratch);
+
+// How many tokens at a time, so that h stays in bounds.
+std::int64_t tokens_at_once(const Layer& layer);
+
+// Rows of that many columns whose weights stay in the cache while tokens pass.
+std::int64_t rows_at_once(const Layer& layer, std::int64_t columns);
+
+// Weights [row, row + rows) x columns as bytes.
+Ahead rows_of(const Layer& layer, const void* matrix, std::int64_t row, std::int64_t rows, std::int64_t columns);
+
+// The rows of `down` that come from that row of that group on, in it or in the next; at the end an empty run.
+Ahead next_down(const Layer& layer, const Scratch& scratch, std::size_t group, std::int64_t row);
+
+inline const void* row_of(const Layer& layer, const void* matrix, std::int64_t row, std::int64_t columns) {
+  const std::int64_t bytes = row * columns * static_cast<std::int64_t>(width_of(layer.stored));
+  return matrix ? static_cast<const char*>(matrix) + bytes : nullptr;
+}
+
+// Calls f(first, count) on nearly equal runs of [0, count) tokens, so many that pass at a time.
+template <class F>
+void each_block(std::int64_t count, std::int64_t columns, F f) {
+  constexpr std::int64_t room = 2 << 20;  // bytes of x or y
+  const std::int64_t most = std::max<std::int64_t>(room / std::max<std::int64_t>(columns * 4, 1), 24);
+  const std::int64_t blocks = (count + most - 1) / most;
+  for (std::int64_t i = 0; i < blocks; ++i) f(count * i / blocks, count * (i + 1) / blocks - count * i / blocks);
+}
+
+}  // namespace moeify

@@ -1,0 +1,108 @@
+// x times the weights of neurons: tiles of tokens and rows whose sums stay in registers. Included as tiles.h is.
+
+constexpr int kRows = 4;  // of a tile
+
+// The sum of the first part begins with the bias.
+inline void add_to(float& h, Part part, const float* bias, std::int64_t row, float sum) {
+  h = (part.first ? h : bias ? bias[row] : 0.0f) + sum;
+}
+
+template <int tokens, int lines, class W>
+inline void project_tile(const float* const* x, const W* const (&w)[kRows], std::int64_t count, float (&sums)[tokens][kRows],
+                         Steps& steps) {
+  Vec sum[tokens][kRows];
+  for (auto& row : sum)
+    for (Vec& value : row) value = zero();
+  const auto add = [&](auto read, std::int64_t k) {
+    Vec weights[kRows];
+    for (int r = 0; r < kRows; ++r) weights[r] = read(w[r] + k);
+    for (int t = 0; t < tokens; ++t) {
+      const Vec value = read(x[t] + k);
+      for (int r = 0; r < kRows; ++r) sum[t][r] = fma(value, weights[r], sum[t][r]);
+    }
+  };
+  std::int64_t k = 0;
+  for (; k + Vec::lanes <= count; k += Vec::lanes) {
+    steps.next<lines>();
+    add([](const auto* p) { return load(p); }, k);
+  }
+  if (k < count) add([=](const auto* p) { return load_part(p, count - k); }, k);
+  for (int t = 0; t < tokens; ++t) store_sums(sums[t], sum[t][0], sum[t][1], sum[t][2], sum[t][3]);
+}
+
+template <int tokens, int lines, class W>
+inline void project_some(const Projection& p, Part part, std::int64_t first, std::int64_t row, Steps& steps) {
+  const W* w[kRows];
+  const std::int64_t rows = p.rows - row < kRows ? p.rows - row : kRows;
+  for (int r = 0; r < kRows; ++r)
+    w[r] = static_cast<const W*>(p.weights) + (row + (r < rows ? r : rows - 1)) * p.hidden + part.first;
+  const float* x[tokens];
+  for (int t = 0; t < tokens; ++t) x[t] = p.x + (p.tokens ? p.tokens[first + t] : first + t) * p.hidden + part.first;
+  float sums[tokens][kRows];
+  project_tile<tokens, lines, W>(x, w, part.count, sums, steps);
+  for (int t = 0; t < tokens; ++t)
+    for (std::int64_t r = 0; r < rows; ++r) add_to(p.h[(first + t) * p.h_stride + row + r], part, p.bias, row + r, sums[t][r]);
+}
+
+template <int tokens, int lines, class W>
+inline void project_up_to(std::int64_t count, const Projection& p, Part part, std::int64_t first, Steps& steps) {
+  if constexpr (tokens > 1) {
+    if (count < tokens) return project_up_to<tokens - 1, lines, W>(count, p, part, first, steps);
+  }
+  for (std::int64_t row = 0; row < p.rows; row += kRows) project_some<tokens, lines, W>(p, part, first, row, steps);
+}
+
+// For so few tokens that memory sets the pace: one row after the other, as the memory lies.
+template <int tokens, class W>
+inline void stream_row(const float* const* x, const W* w, std::int64_t count, const char* ahead, float (&sums)[4]) {
+  Vec sum[4] = {zero(), zero(), zero(), zero()};
+  std::int64_t k = 0;
+  for (; k + Vec::lanes <= count; k += Vec::lanes, ahead += Vec::lanes * sizeof(W)) {
+    prefetch_near(ahead);
+    const Vec weights = load(w + k);
+    for (int t = 0; t < tokens; ++t) sum[t] = fma(load(x[t] + k), weights, sum[t]);
+  }
+  if (k < count)
+    for (int t = 0; t < tokens; ++t) sum[t] = fma(load_part(x[t] + k, count - k), load_part(w + k, count - k), sum[t]);
+  store_sums(sums, sum[0], sum[1], sum[2], sum[3]);
+}
+
+template <int tokens, class W>
+inline void stream(const Projection& p) {
+  const auto bytes = static_cast<std::int64_t>(sizeof(W));
+  const char* w = static_cast<const char*>(p.weights);
+  const char* const end = w + p.rows * p.hidden * bytes;
+  for (std::int64_t row = 0; row < p.rows; ++row)
+    each_part(p.hidden, [&](Part part) {
+      const float* x[tokens];
+      for (int t = 0; t < tokens; ++t) x[t] = p.x + (p.tokens ? p.tokens[t] : t) * p.hidden + part.first;
+      const char* const ahead = end - w > kNear ? w + kNear : near_of(p.ahead, w + kNear - end);
+      float sums[4];
+      stream_row<tokens>(x, reinterpret_cast<const W*>(w), part.count, ahead, sums);
+      for (int t = 0; t < tokens; ++t) add_to(p.h[t * p.h_stride + row], part, p.bias, row, sums[t]);
+      w += part.count * bytes;
+    });
+}
+
+template <int tokens, class W>
+inline void stream_up_to(const Projection& p) {
+  if constexpr (tokens > 1) {
+    if (p.count < tokens) return stream_up_to<tokens - 1, W>(p);
+  }
+  stream<tokens, W>(p);
+}
+
+template <class W>
+void project(const Projection& p) {
+  if (p.count <= kFew) return stream_up_to<kFew, W>(p);
+  const std::int64_t tiles = ceil_div(p.count, kProjectTokens);
+  Steps steps(p.ahead, tiles * ceil_div(p.rows, kRows) * (p.hidden / Vec::lanes));
+  each_part(p.hidden, [&](Part part) {
+    each_tile(p.count, tiles, [&](std::int64_t first, std::int64_t count) {
+      if (steps.several())
+        project_up_to<kProjectTokens, kLines, W>(count, p, part, first, steps);
+      else
+        project_up_to<kProjectTokens, 1, W>(count, p, part, first, steps);
+    });
+  });
+}
