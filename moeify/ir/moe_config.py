@@ -38,7 +38,11 @@ class RouterConfig:
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """The shape of one MoE layer. Names and meaning follow docs/moe-layer.md; `rank` 0 means no low-rank term."""
+    """The shape of one MoE layer. Names and meaning follow docs/moe-layer.md; `rank` 0 means no low-rank term.
+
+    neurons: of the dense FFN that it was made of; None where nobody said so: as many as rows. shards: so many neighbouring
+    experts are one copy of that FFN; None where experts are no copies.
+    """
 
     hidden: int
     output: int
@@ -58,6 +62,9 @@ class MoEConfig:
     rank: int = 0
     hidden_dropout: float = 0.0
     output_dropout: float = 0.0
+    detach_sum: bool = False
+    neurons: int | None = None
+    shards: int | None = None
 
     def __post_init__(self) -> None:
         activation(self.activation)
@@ -69,6 +76,12 @@ class MoEConfig:
             raise UsageError(f"top_k is {self.top_k}: choose from 1 to {self.experts} (the number of experts)")
         if self.router is None and (self.top_k not in (None, self.experts) or self.threshold is not None):
             raise UsageError("a choice of experts (top_k or threshold) needs a router")
+        if self.detach_sum and not self.normalize:
+            raise UsageError("detach_sum is about the sum that normalize divides by: set normalize too")
+        if self.neurons is not None and self.neurons < 1:
+            raise UsageError(f"neurons is {self.neurons}: a dense FFN has 1 or more")
+        if self.shards is not None and (self.shards < 1 or self.experts % self.shards):
+            raise UsageError(f"shards is {self.shards}: the {self.experts} experts cannot be copies of so many parts each")
 
     @property
     def experts(self) -> int:
@@ -77,6 +90,11 @@ class MoEConfig:
     @property
     def rows(self) -> int:
         return self.offsets[-1]
+
+    @property
+    def dense_neurons(self) -> int:
+        """The neurons of the dense FFN; a layer that does not know counts as a partition."""
+        return self.neurons or self.rows
 
     @property
     def shared(self) -> int:

@@ -130,7 +130,8 @@ class MoELayer(nn.Module):
 
     @property
     def _rule(self) -> ChoiceRule:
-        return ChoiceRule(self.config.top_k, self.config.threshold, self.config.gate_rule, self.config.normalize)
+        config = self.config
+        return ChoiceRule(config.top_k, config.threshold, config.gate_rule, config.normalize, config.detach_sum)
 
     @property
     def _dense(self) -> bool:

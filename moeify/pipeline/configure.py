@@ -25,12 +25,15 @@ def configure(
     settings: Settings = (),
     seed: int | None = None,
 ) -> Recipe:
-    """The recipe with those options set. Raises UsageError where they contradict each other or the recipe."""
+    """The recipe with those options set; of a recipe that copies the FFN, experts are the copies.
+
+    Raises UsageError where they contradict each other or the recipe.
+    """
     if active is not None and top_k is not None:
         raise UsageError("--active and --top-k both set the budget: give one of them")
     plan = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     wanted: list[tuple[str, str, Any]] = [
-        ("cluster-neurons", "experts", experts),
+        ("upcycle-experts", "copies", experts) if plan.has("upcycle-experts") else ("cluster-neurons", "experts", experts),
         ("insert-router", "top_k", top_k),
         ("insert-router", "active", active),
         ("find-feed-forward", "layers", layers),

@@ -60,6 +60,10 @@ class Recipe:
         """The same recipe with every option written out, so that a later change of a default does not change it."""
         return replace(self, passes=tuple(_plain(step) for step in self.build(registry).passes))
 
+    def has(self, pass_name: str) -> bool:
+        """Does that pass stand anywhere in it?"""
+        return pass_name in _names(self.passes)
+
     def set(self, pass_name: str, option: str, value: Any) -> Recipe:
         """The recipe with one option set wherever that pass stands.
 

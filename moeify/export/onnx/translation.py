@@ -42,8 +42,10 @@ def _translate(
     activation: str,
     gate_rule: str,
     normalize: bool,
+    detach_sum: bool = False,
 ) -> Any:
     # One parameter an argument: the exporter reads which are inputs (Any) and which are attributes off this signature.
+    # detach_sum is for the gradient alone.
     from onnxscript.values import Opset
 
     inputs = [
