@@ -27,6 +27,7 @@ _HOMES = {
     "MoeifyError": "moeify.errors",
     "Pipeline": "moeify.pipeline.pipeline",
     "moe_layers": "moeify.layers.budget",
+    "set_inference": "moeify.layers.inference",
     "set_threshold": "moeify.layers.budget",
     "set_top_k": "moeify.layers.budget",
 }
@@ -45,6 +46,7 @@ __all__ = [
     "moe_layers",
     "open_model",
     "save",
+    "set_inference",
     "set_threshold",
     "set_top_k",
 ]
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from moeify.api import convert, evaluate, export, inspect, load, open_model, save
     from moeify.errors import MoeifyError
     from moeify.layers.budget import moe_layers, set_threshold, set_top_k
+    from moeify.layers.inference import set_inference
     from moeify.layers.moe_layer import MoELayer
     from moeify.pipeline.each_layer import EachLayer
     from moeify.pipeline.pipeline import Pipeline

@@ -23,6 +23,8 @@ from moeify.pipeline import memory
 from moeify.runtime.session import session
 from zoo import ZOO, Zoo, values
 
+NOISE = {"kind": "noise", "std": 0.1}
+
 #: caption, options of convert
 CONSTRUCTIONS: dict[str, dict[str, Any]] = {
     "copies": {"recipe": "upcycle", "experts": 4},
@@ -31,11 +33,19 @@ CONSTRUCTIONS: dict[str, dict[str, Any]] = {
     "one layer alone": {"recipe": "upcycle", "experts": 4, "layers": "last-half"},
     "shards": {"recipe": "granular-upcycle", "experts": 3},
     "drop": {"recipe": "drop-upcycle", "experts": 4},
-    "noise": {"recipe": "upcycle", "experts": 4, "settings": {"upcycle-experts.by": {"kind": "noise", "std": 0.1}}},
+    "noise": {"recipe": "upcycle", "experts": 4, "settings": {"upcycle-experts.by": NOISE}},
     "checkpoints": {
         "recipe": "upcycle",
         "settings": {"upcycle-experts.by": {"kind": "checkpoints", "paths": ["base.pt", "other.pt", "base.pt"]}},
     },
+}
+CONSTRUCTIONS |= {
+    f"stochastic, {mode}": {
+        "recipe": "thor",
+        "experts": 4,
+        "settings": {"upcycle-experts.by": NOISE, "insert-stochastic-experts.inference": mode},
+    }
+    for mode in ("fixed", "merged", "ensemble")
 }
 every_construction = pytest.mark.parametrize("options", CONSTRUCTIONS.values(), ids=CONSTRUCTIONS)
 
@@ -141,6 +151,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "top_k is 9 but there are 8",
     ),
     ("more chosen of a split", {"recipe": "random", "experts": 4, "top_k": 5}, "top_k is 5 but there are 4 experts"),
+    (
+        "more drawn than there are",
+        {"recipe": "thor", "top_k": 3},
+        "experts.top_k is 3 but there are 2 experts",
+    ),
     ("copies without end", {"recipe": "upcycle", "experts": 10**9}, "makes 1000000000 experts a layer"),
     (
         "a checkpoint that is not there",

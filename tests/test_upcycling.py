@@ -60,7 +60,7 @@ def save_checkpoints(model: nn.Module) -> None:
 
 def test_the_table_is_read() -> None:
     assert len(ROWS) > 20
-    assert {row.recipe for row in ROWS} >= {"upcycle", "granular-upcycle", "drop-upcycle"}
+    assert {row.recipe for row in ROWS} >= {"upcycle", "granular-upcycle", "drop-upcycle", "thor"}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.construction)

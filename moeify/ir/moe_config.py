@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from moeify.errors import InputError, UsageError
 from moeify.ir.activations import activation
@@ -12,7 +12,14 @@ from moeify.ir.activations import activation
 GateRule = Literal["one", "softmax", "sigmoid"]
 GATE_RULES: tuple[GateRule, ...] = ("one", "softmax", "sigmoid")
 
-RouterKind = Literal["linear", "average-key", "mlp"]
+RouterKind = Literal["linear", "average-key", "mlp", "stochastic"]
+
+#: How often a stochastic router draws, and what it does in inference (docs/moe-layer.md).
+Scope = Literal["forward", "sequence", "token"]
+Inference = Literal["random", "fixed", "merged", "ensemble"]
+
+#: Seeds of stochastic routers lie below: an ONNX file holds them as float32.
+SEEDS = 2**24
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class RouterConfig:
     average-key:  the same, and in training the weight follows the mean key row of each expert (EMoE, section 3)
     mlp:          act(x weight_in^T (+ bias_in)) weight_out^T (+ bias_out), then `output`
                   weight_in [width, hidden], weight_out [experts, width]
+    stochastic:   drawn, not computed: scope, inference and seed are its alone
     """
 
     kind: RouterKind
@@ -30,9 +38,21 @@ class RouterConfig:
     width: int | None = None
     activation: str | None = None
     output: Literal["identity", "abs"] = "identity"
+    scope: Scope = "forward"
+    inference: Inference = "random"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("scope", get_args(Scope)), ("inference", get_args(Inference))):
+            if (value := getattr(self, name)) not in known:
+                raise UsageError(f"{name} of a stochastic router is {value!r}: choose one of {', '.join(known)}")
+        if type(self.seed) is not int or not 0 <= self.seed < SEEDS:
+            raise UsageError(f"seed of a stochastic router is {self.seed!r}: choose a whole number from 0 to {SEEDS - 1}")
 
     def parameters(self, hidden: int, experts: int) -> int:
         """The number of weights in its matrices."""
+        if self.kind == "stochastic":
+            return 0
         return experts * hidden if self.width is None else self.width * (hidden + experts)
 
 
@@ -76,6 +96,8 @@ class MoEConfig:
             raise UsageError(f"top_k is {self.top_k}: choose from 1 to {self.experts} (the number of experts)")
         if self.router is None and (self.top_k not in (None, self.experts) or self.threshold is not None):
             raise UsageError("a choice of experts (top_k or threshold) needs a router")
+        if self.router is not None and self.router.inference == "merged" and self.shards != 1:
+            raise UsageError("merged inference takes the mean of experts that are copies: these are none")
         if self.detach_sum and not self.normalize:
             raise UsageError("detach_sum is about the sum that normalize divides by: set normalize too")
         if self.neurons is not None and self.neurons < 1:
@@ -118,7 +140,9 @@ class MoEConfig:
 
         on: the mean number of routed experts on. Default: top_k, or all experts. With a threshold pass what was measured.
         """
-        on = (self.top_k or self.experts) if on is None else on
+        every = self.router is not None and self.router.inference in ("merged", "ensemble")
+        usual = self.experts if every or self.top_k is None else self.top_k
+        on = usual if on is None else on
         idle = (self.rows - self.shared) * (1 - on / self.experts) * self._row
         return (self.parameters - idle) / (neurons * self._row)
 

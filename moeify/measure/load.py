@@ -77,7 +77,7 @@ def metered(layers: Mapping[str, MoELayer], meter: LoadMeter) -> Iterator[None]:
 
     def hook(path: str) -> Any:
         def before(layer: MoELayer, args: tuple[Tensor, ...]) -> None:
-            meter.count(path, layer.route(args[0].reshape(-1, layer.config.hidden)).chosen)
+            meter.count(path, layer.route(args[0]).chosen)
 
         return before
 

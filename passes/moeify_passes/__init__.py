@@ -12,6 +12,7 @@ from moeify_passes.experts.balanced_k_means import BalancedKMeans
 from moeify_passes.experts.random import Random
 from moeify_passes.rewrite.compensate import Compensate
 from moeify_passes.rewrite.insert_router import InsertRouter
+from moeify_passes.rewrite.insert_stochastic_experts import InsertStochasticExperts
 from moeify_passes.rewrite.split_experts import SplitExperts
 from moeify_passes.rewrite.upcycle_experts import UpcycleExperts
 from moeify_passes.routers.average_key import AverageKey
@@ -31,6 +32,7 @@ PASSES: tuple[type[Pass], ...] = (
     UpcycleExperts,
     MatchDense,
     InsertRouter,
+    InsertStochasticExperts,
     Compensate,
 )
 
@@ -47,6 +49,7 @@ __all__ = [
     "Drop",
     "FindFeedForward",
     "InsertRouter",
+    "InsertStochasticExperts",
     "MatchDense",
     "Noise",
     "NormRegression",
