@@ -20,6 +20,7 @@ from moeify.frontend.other_checkpoints import OtherCheckpoints
 from moeify.layers.budget import moe_layers
 from moeify.measure.load import expert_load
 from moeify.pipeline import memory
+from moeify.pipeline.plan import Plan
 from moeify.runtime.session import session
 from zoo import ZOO, Zoo, values
 
@@ -122,6 +123,22 @@ def test_active_fraction_and_load_count_copies(tmp_path: Path) -> None:
         assert load.dense_weights == neurons * 2 * hidden
         assert (load.experts, load.mean_on) == (12, 8)
         assert load.active_fraction == pytest.approx(2 + 12 * hidden / load.dense_weights)
+
+
+@every_construction
+def test_the_plan_counts_every_parameter_and_what_training_takes(options: dict[str, Any]) -> None:
+    told: list[Plan] = []
+    zoo = ZOO["residual-stack"]()
+    dense = sum(p.numel() for p in zoo.model.parameters())
+    done = moeify.convert(zoo.model, example=zoo.example, planned=told.append, **options)
+    (plan,) = told
+    assert plan.parameters_before == dense
+    assert plan.parameters_after == sum(p.numel() for p in done.model.parameters())
+    assert plan.weights == 4 * plan.parameters_after
+    assert plan.optimizer_memory == 12 * plan.parameters_after
+    ffns = sum(layer.parameters_before for layer in plan.layers)
+    used = done.report.active_fraction * ffns
+    assert plan.active_parameters == pytest.approx(dense - ffns + used, abs=1)
 
 
 def test_evaluate_of_a_folder_counts_copies(tmp_path: Path) -> None:

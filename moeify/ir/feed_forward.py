@@ -90,6 +90,11 @@ class FeedForward:
         """The number of weights in the matrices, biases left out."""
         return self.neurons * (self.hidden * (2 if self.gated else 1) + self.output)
 
+    @property
+    def vectors(self) -> int:
+        """The number of values in the biases."""
+        return sum(bias.shape[0] for bias in (self.up_bias, self.gate_bias, self.output_bias) if bias is not None)
+
     def keys(self) -> Tensor:
         """The rows that decide whether a neuron fires, [neurons, hidden]: gate rows if gated, else up rows."""
         return (self.gate or self.up).read()

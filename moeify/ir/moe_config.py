@@ -134,6 +134,11 @@ class MoEConfig:
         router = 0 if self.router is None else self.router.parameters(self.hidden, self.experts)
         return self.rows * self._row + router + self.rank * (self.hidden + self.output)
 
+    @property
+    def vectors(self) -> int:
+        """The number of values in the biases of the experts, the output bias and the idle vectors."""
+        return self.rows * (self.up_bias + self.gate_bias) + self.output * (self.output_bias + self.experts * self.idle)
+
     def active_fraction(self, neurons: int, on: float | None = None) -> float:
         """Weights that one token uses / weights of a dense FFN of that many neurons; router and low-rank term included,
         biases left out.

@@ -91,9 +91,10 @@ def make_plan(passes: Sequence[Pass], graph: ModelGraph, model_parameters: int, 
 
     model_parameters: of the dense model; item_size: bytes of one; tokens: of calibration data.
     """
-    layers = [row for site in graph.sites if (row := _planned(passes, site)) is not None]
+    shapes = [(site, config) for site in graph.sites if (config := foresee(passes, site)) is not None]
+    layers = [_planned(site, config) for site, config in shapes]
     before = sum(layer.parameters_before for layer in layers)
-    added = sum(layer.parameters_after - layer.parameters_before for layer in layers)
+    added = sum(c.parameters + c.vectors - s.parameters - s.vectors for s, c in shapes)
     active = sum(layer.active_fraction * layer.parameters_before for layer in layers)
     # The dense weights (pages of their file stay resident once read), the converted ones, one layer more (its rows in new
     # order, float32 copies to check and cluster), and the calibration.
@@ -116,10 +117,7 @@ def make_plan(passes: Sequence[Pass], graph: ModelGraph, model_parameters: int, 
     )
 
 
-def _planned(passes: Sequence[Pass], site: FeedForward) -> PlannedLayer | None:
-    config = foresee(passes, site)
-    if config is None:
-        return None
+def _planned(site: FeedForward, config: MoEConfig) -> PlannedLayer:
     return PlannedLayer(
         path=site.path,
         kind=site.kind,

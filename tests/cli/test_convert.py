@@ -133,7 +133,7 @@ def test_a_hugging_face_folder_needs_neither_factory_nor_example(moeify: Run) ->
 
 
 def test_what_a_model_that_grows_will_take_is_told_first(moeify: Run, tmp_path: Path) -> None:
-    told = "parameters 1,104 -> 8,400, active for one token 2,256; training with AdamW takes 0.1 MiB besides the weights"
+    told = "parameters 1,104 -> 8,848, active for one token 2,256; training with AdamW takes 0.1 MiB besides the weights"
     upcycle = f"convert model.pt {TINY} --recipe upcycle -o out"
     planned = moeify(f"{upcycle} --dry-run").out.splitlines()
     assert planned[-1] == told

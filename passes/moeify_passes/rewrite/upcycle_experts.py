@@ -37,7 +37,7 @@ _MOST = 65536
 
 @dataclass(frozen=True)
 class UpcycleExperts:
-    """Copies the FFN.
+    """Makes every expert a copy of the whole FFN, of a model that is to be trained further.
 
     copies: how many; default 8, or one a checkpoint. shards: cuts every copy into so many experts of neighbouring neurons
     (granular upcycling, He et al. 2024, section 3); their outputs are scaled by that number, so that gates which sum to 1
