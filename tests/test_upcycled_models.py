@@ -160,6 +160,21 @@ def test_evaluate_of_a_folder_counts_copies(tmp_path: Path) -> None:
     assert any("overlap" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("mode", ["random", "fixed", "merged", "ensemble"])
+def test_evaluate_measures_stochastic_experts(mode: str, tmp_path: Path) -> None:
+    settings = {"upcycle-experts.by": NOISE, "insert-stochastic-experts.inference": mode}
+    zoo, done = upcycled({"recipe": "thor", "experts": 4, "settings": settings}, tmp_path / "out")
+    found = moeify.evaluate(
+        tmp_path / "out", lambda: iter([zoo.example] * 20), dense=skeleton(), nulls=True, factory=skeleton, example=zoo.example
+    )
+    assert found.active_fraction == pytest.approx(1 if mode in ("random", "fixed") else 4)
+    assert found.active_fraction == pytest.approx(done.report.active_fraction)
+    assert [load.mean_on for load in found.layers] == [1 if mode in ("random", "fixed") else 4] * 2
+    divergence = found.scores[1].divergence
+    assert divergence is not None
+    assert 1e-4 < divergence.relative_error < 0.5
+
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("more chosen than there are", {"recipe": "upcycle", "experts": 4, "top_k": 5}, "top_k is 5 but there are 4 experts"),
     (
@@ -203,6 +218,12 @@ def test_a_converted_folder_is_not_upcycled(tmp_path: Path) -> None:
     upcycled({"recipe": "upcycle", "experts": 2}, tmp_path / "out")
     with pytest.raises(InputError, match="out: is a converted model already"):
         moeify.convert(tmp_path / "out", tmp_path / "again", recipe="upcycle", factory=skeleton)
+
+
+def test_a_converted_module_is_not_upcycled() -> None:
+    zoo, done = upcycled({"recipe": "upcycle", "experts": 2})
+    with pytest.raises(InputError, match="the model is converted already: its feed-forward networks are MoE layers"):
+        moeify.convert(done.model, example=zoo.example, recipe="upcycle")
 
 
 def test_copies_that_exceed_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

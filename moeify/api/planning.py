@@ -13,6 +13,7 @@ from moeify.errors import InputError, UsageError
 from moeify.frontend.other_checkpoints import OtherCheckpoints, check_same_shapes
 from moeify.ir.facts import CalibrationData, FeedForwards
 from moeify.ir.model_graph import Batch, ModelGraph
+from moeify.layers.budget import moe_layers
 from moeify.pipeline.configure import Settings, configure
 from moeify.pipeline.each_layer import EachLayer
 from moeify.pipeline.memory import check_memory
@@ -135,6 +136,8 @@ def _calibration_tokens(pipeline: Pipeline) -> int | None:
 
 
 def _nothing_found(graph: ModelGraph) -> str:
+    if moe_layers(graph.model):
+        return "the model is converted already: its feed-forward networks are MoE layers; give the dense model"
     if graph.refusals:
         first = graph.refusals[0]
         return (

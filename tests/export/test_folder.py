@@ -135,7 +135,10 @@ def test_a_model_of_a_factory_comes_back_with_it(tmp_path: Path) -> None:
     folder = _save(loaded, layers, tmp_path / "out")
     for factory in ("test_folder:make", make):
         again: Any = load_folder(folder, factory=factory).model
-        assert torch.equal(_output(again, loaded.example), _output(loaded.model, loaded.example))
+        made = loaded.model.state_dict()
+        assert all(torch.equal(value, made[name]) for name, value in again.state_dict().items())
+        # Where a file is mapped to decides in which order sums are made.
+        torch.testing.assert_close(_output(again, loaded.example), _output(loaded.model, loaded.example))
         assert again.last.weight is again.first.weight
     assert not (folder / "source").exists()
     with pytest.raises(InputError, match="with the factory test_folder:make: name a callable") as caught:
