@@ -36,12 +36,11 @@ def configure(
     wanted: list[tuple[str, str, Any]] = [
         ("upcycle-experts", "copies", experts) if plan.has("upcycle-experts") else ("cluster-neurons", "experts", experts),
         (router, "top_k", top_k),
-        ("insert-router", "active", active),
         ("find-feed-forward", "layers", layers),
         ("calibrate", "tokens", tokens),
     ]
     if active is not None:
-        plan = plan.set("insert-router", "top_k", None)
+        plan = plan.set("insert-router", "active", active).set("insert-router", "top_k", None)
     if top_k is not None and router == "insert-router":
         plan = plan.set("insert-router", "active", None)
     for name, option, value in wanted:
