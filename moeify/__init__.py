@@ -28,6 +28,7 @@ _HOMES = {
     "Pipeline": "moeify.pipeline.pipeline",
     "moe_layers": "moeify.layers.budget",
     "register": "moeify.runtime.native",
+    "set_inference": "moeify.layers.inference",
     "set_threshold": "moeify.layers.budget",
     "set_top_k": "moeify.layers.budget",
 }
@@ -47,6 +48,7 @@ __all__ = [
     "open_model",
     "register",
     "save",
+    "set_inference",
     "set_threshold",
     "set_top_k",
 ]
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from moeify.api import convert, evaluate, export, inspect, load, open_model, save
     from moeify.errors import MoeifyError
     from moeify.layers.budget import moe_layers, set_threshold, set_top_k
+    from moeify.layers.inference import set_inference
     from moeify.layers.moe_layer import MoELayer
     from moeify.pipeline.each_layer import EachLayer
     from moeify.pipeline.pipeline import Pipeline

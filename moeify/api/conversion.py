@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from moeify.export.folder import package_versions
 from moeify.export.journal import Journal, journal_beside
 from moeify.pipeline.configure import Settings, configure
 from moeify.pipeline.context import Progress, no_progress
+from moeify.pipeline.plan import Plan
 from moeify.pipeline.recipe import Recipe
 from moeify.pipeline.report import Report
 from moeify.splice.eager_host import EagerHost
@@ -60,6 +61,7 @@ def convert(
     resume: bool = False,
     allow_pickle: bool = False,
     progress: Progress = no_progress,
+    planned: Callable[[Plan], None] | None = None,
 ) -> Conversion:
     """Converts a dense model into a Mixture-of-Experts model.
 
@@ -69,6 +71,7 @@ def convert(
     `force` allows replacing one. export: "torch" (always there) and "onnx" (OUTPUT/model.onnx). resume: go on after the last
     layer that a run of the same conversion had finished when it was ended early, if there was one; the result is the same.
     allow_pickle: unpickles a module of other classes than torch.nn's, which runs what the file says.
+    planned: receives the plan (parameters, memory) once the model is read and before anything is computed or written.
 
     Raises UsageError for options that do not fit, before anything is loaded where that can be told; InputError,
     ConversionError and OutputError later.
@@ -85,10 +88,14 @@ def convert(
             source, plan, calibrate, tokens, factory=factory, example=example, dtype=dtype, device=device,
             allow_pickle=allow_pickle,
         )  # fmt: skip
+        if planned is not None:
+            planned(ready.plan)
         if journal is not None:
             journal.begin(_key(ready, plan, dtype, device), resume=resume)
         graph = ready.graph
-        report = ready.pipeline.run(graph, ready.data, seed=plan.seed, progress=progress, finished=journal)
+        report = ready.pipeline.run(
+            graph, ready.data, seed=plan.seed, progress=progress, finished=journal, checkpoint=ready.checkpoints.open
+        )
         report = replace(report, notes=(*ready.notes, *report.notes), data=ready.describe_data())
         _check_runs(ready.host)
         folder = None
@@ -119,6 +126,7 @@ def _key(ready: Ready, plan: Recipe, dtype: str, device: str) -> dict[str, Any]:
         "calibration data": {name: value for name, value in data.items() if name not in ("batches", "rows", "tokens")},
         "example": batches_digest([ready.host.example]),
         "number type and device": [dtype, device],
+        "other checkpoints": ready.checkpoints.digests,
         "package versions": package_versions(),
     }
 

@@ -10,11 +10,14 @@ from typing import Any
 from moeify.api.arguments import Data, Example, Factory, Source, open_batches
 from moeify.api.models import open_model, open_outline
 from moeify.errors import InputError, UsageError
+from moeify.frontend.other_checkpoints import OtherCheckpoints, check_same_shapes
 from moeify.ir.facts import CalibrationData, FeedForwards
 from moeify.ir.model_graph import Batch, ModelGraph
+from moeify.layers.budget import moe_layers
 from moeify.pipeline.configure import Settings, configure
 from moeify.pipeline.each_layer import EachLayer
-from moeify.pipeline.pipeline import Pipeline, flatten
+from moeify.pipeline.memory import check_memory
+from moeify.pipeline.pipeline import Pipeline, check_experts, flatten
 from moeify.pipeline.plan import Plan, foresee, make_plan
 from moeify.pipeline.recipe import Recipe
 from moeify.pipeline.registry import Registry, make_registry
@@ -30,6 +33,8 @@ class Ready:
     pipeline: Pipeline
     data: Iterable[Batch] | None
     notes: tuple[str, ...]
+    plan: Plan
+    checkpoints: OtherCheckpoints
 
     def describe_data(self) -> dict[str, Any] | None:
         """What the calibration data say of themselves; None without."""
@@ -70,22 +75,10 @@ def plan(
     wanted = configure(
         recipe, experts=experts, top_k=top_k, active=active, layers=layers, tokens=tokens, settings=settings, seed=seed
     )
-    ready = prepare(
-        source,
-        wanted,
-        calibrate,
-        tokens,
-        factory=factory,
-        example=example,
-        dtype=dtype,
-        device=device,
-        allow_pickle=allow_pickle,
-        weights=False,
-    )
-    counted = 0 if ready.data is None else _calibration_tokens(ready.pipeline) or 0
-    weights = list(ready.graph.model.parameters())
-    found = make_plan(ready.pipeline.passes, ready.graph, sum(p.numel() for p in weights), weights[0].element_size(), counted)
-    return replace(found, notes=(*ready.notes, *ready.pipeline.left_out(ready.data is not None)))
+    return prepare(
+        source, wanted, calibrate, tokens, factory=factory, example=example, dtype=dtype, device=device,
+        allow_pickle=allow_pickle, weights=False,
+    ).plan  # fmt: skip
 
 
 def prepare(
@@ -97,6 +90,7 @@ def prepare(
 
     weights: without them as much is read as a plan needs."""
     pipeline = _build(recipe, calibrate, tokens)
+    check_same_shapes(source, _checkpoints(pipeline))
     graph = (open_model if weights else open_outline)(
         source, factory=factory, example=example, dtype=dtype, device=device, allow_pickle=allow_pickle
     )  # fmt: skip
@@ -107,12 +101,20 @@ def prepare(
         raise InputError(_nothing_found(graph))
     for site in graph.sites:
         foresee(pipeline.passes, site)
+    others = OtherCheckpoints(host.model)
+    for path in _checkpoints(pipeline):
+        others.open(path)
     notes, data = (*host.loaded.notes, *host.traced.notes), None
     if calibrate is not None and any(CalibrationData in step.needs for step in flatten(pipeline.passes)):
         data = open_batches(calibrate, host.model, host.loaded.tokenizer, host.example, _calibration_tokens(pipeline))
     elif calibrate is not None:
         notes = (*notes, f"no pass of recipe {recipe.name} looks at data: the calibration data were left unread")
-    return Ready(graph, host, pipeline, data, notes)
+    parameters = list(graph.model.parameters())
+    counted = 0 if data is None else _calibration_tokens(pipeline) or 0
+    planned = make_plan(pipeline.passes, graph, sum(p.numel() for p in parameters), parameters[0].element_size(), counted)
+    planned = replace(planned, notes=(*notes, *pipeline.left_out(data is not None)))
+    check_memory(planned.weights, device)
+    return Ready(graph, host, pipeline, data, notes, planned, others)
 
 
 def _build(recipe: Recipe, calibrate: Data | None, tokens: int | None) -> Pipeline:
@@ -123,6 +125,7 @@ def _build(recipe: Recipe, calibrate: Data | None, tokens: int | None) -> Pipeli
     pipeline = recipe.build(registry())
     if not any(step.rewrites for step in flatten(pipeline.passes) if not isinstance(step, EachLayer)):
         raise UsageError(f"recipe {recipe.name!r} would change nothing: no pass of it is a rewrite, such as split-experts")
+    check_experts(pipeline)
     if tokens is not None and calibrate is None:
         raise UsageError(f"--tokens {tokens} counts calibration data, but there are none: give --calibrate too")
     pipeline.check(with_data=calibrate is not None)
@@ -131,12 +134,20 @@ def _build(recipe: Recipe, calibrate: Data | None, tokens: int | None) -> Pipeli
     return pipeline
 
 
+def _checkpoints(pipeline: Pipeline) -> tuple[str, ...]:
+    """The other checkpoints that passes will read."""
+    found = (path for step in flatten(pipeline.passes) for path in getattr(step, "checkpoints", ()))
+    return tuple(dict.fromkeys(found))
+
+
 def _calibration_tokens(pipeline: Pipeline) -> int | None:
     wanted = (step for step in flatten(pipeline.passes) if CalibrationData in step.needs)
     return max((tokens for step in wanted if isinstance(tokens := getattr(step, "tokens", None), int)), default=None)
 
 
 def _nothing_found(graph: ModelGraph) -> str:
+    if moe_layers(graph.model):
+        return "the model is converted already: its feed-forward networks are MoE layers; give the dense model"
     if graph.refusals:
         first = graph.refusals[0]
         return (

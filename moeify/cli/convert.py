@@ -80,7 +80,8 @@ def convert(
             planned = api.plan(model, **options)
         else:
             exports = [name.strip() for name in export.split(",")]
-            done = api.convert(model, output, **options, export=exports, force=force, resume=resume, progress=progress)
+            options |= {"export": exports, "force": force, "resume": resume, "progress": progress}
+            done = api.convert(model, output, **options, planned=lambda plan: _show_growth(plan, screen))
     if dry_run:
         _show_plan(planned, screen)
     else:
@@ -102,12 +103,26 @@ def _show_plan(plan: Plan, screen: Screen) -> None:
     screen.table(columns, rows)
     screen.table(("refused", "reason"), plan.refusals)
     screen.line(
-        f"would convert {len(plan.layers)} feed-forward networks, active fraction {percent(plan.active_fraction)};"
-        f" parameters {plan.parameters_before:,} -> {plan.parameters_after:,},"
+        f"would convert {len(plan.layers)} feed-forward networks, active fraction {percent(plan.active_fraction)},"
         f" peak memory about {plan.peak_memory / 2**20:,.0f} MiB"
     )
+    _show_size(plan, screen)
     for note in plan.notes:
         screen.note(note)
+
+
+def _show_growth(plan: Plan, screen: Screen) -> None:
+    """Before anything is computed or written: what a model will take that grows."""
+    if plan.grows and not screen.json:
+        _show_size(plan, screen)
+
+
+def _show_size(plan: Plan, screen: Screen) -> None:
+    screen.line(
+        f"parameters {plan.parameters_before:,} -> {plan.parameters_after:,}, active for one token"
+        f" {plan.active_parameters:,}; training with AdamW takes {plan.optimizer_memory / 2**20:,.1f} MiB"
+        " besides the weights"
+    )
 
 
 def _show_conversion(done: Conversion, screen: Screen) -> None:

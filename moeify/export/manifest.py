@@ -142,8 +142,11 @@ def _config(fields: Fields) -> MoEConfig:
     fields.integers("offsets")
     fields.number("hidden_dropout")
     fields.number("output_dropout")
-    if not fields.is_null("top_k"):
-        fields.integer("top_k")
+    for name in ("top_k", "neurons", "shards"):
+        if fields.data.get(name) is not None:
+            fields.integer(name)
+    if "detach_sum" in fields.data:  # folders of before upcycling have none of the three
+        fields.boolean("detach_sum")
     if not fields.is_null("threshold"):
         fields.number("threshold")
     try:

@@ -50,10 +50,15 @@ class NeuronGroups:
 
 @dataclass(frozen=True, eq=False)
 class Experts:
-    """The spec of the site holds experts, all on."""
+    """The spec of the site holds experts, all on.
+
+    copies: every copy of the dense FFN (with its part of a shared expert) computes what that computes: gates whose sum over
+    the copies is 1 preserve the function.
+    """
 
     sizes: tuple[int, ...]
     partition: bool
+    copies: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from moeify.ir.activations import activation
 
+#: Gives a tensor by the name of a parameter.
+ReadTensor = Callable[[str], Tensor]
+
 #: How the eager model is rewritten (see docs/decisions/0001-four-ways-of-rewriting.md).
 Way = Literal["submodule", "identity", "stash", "weights"]
 
@@ -25,7 +28,7 @@ class Weight:
 
     parameter: str
     shape: tuple[int, ...]
-    load: Callable[[str], Tensor] = field(repr=False)
+    load: ReadTensor = field(repr=False)
     rows: tuple[int, int] | None = None  # along the neuron axis, after transposing
     transposed: bool = False  # the host stores the transpose of the neuron-major form
 
@@ -94,6 +97,11 @@ class FeedForward:
     def parameters(self) -> int:
         """The number of weights in the matrices, biases left out."""
         return self.neurons * (self.hidden * (2 if self.gated else 1) + self.output)
+
+    @property
+    def vectors(self) -> int:
+        """The number of values in the biases."""
+        return sum(bias.shape[0] for bias in (self.up_bias, self.gate_bias, self.output_bias) if bias is not None)
 
     def keys(self) -> Tensor:
         """The rows that decide whether a neuron fires, [neurons, hidden]: gate rows if gated, else up rows."""

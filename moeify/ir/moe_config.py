@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from moeify.errors import InputError, UsageError
 from moeify.ir.activations import activation
@@ -12,7 +12,14 @@ from moeify.ir.activations import activation
 GateRule = Literal["one", "softmax", "sigmoid"]
 GATE_RULES: tuple[GateRule, ...] = ("one", "softmax", "sigmoid")
 
-RouterKind = Literal["linear", "average-key", "mlp"]
+RouterKind = Literal["linear", "average-key", "mlp", "stochastic"]
+
+#: How often a stochastic router draws, and what it does in inference (docs/moe-layer.md).
+Scope = Literal["forward", "sequence", "token"]
+Inference = Literal["random", "fixed", "merged", "ensemble"]
+
+#: Seeds of stochastic routers lie below: an ONNX file holds them as float32.
+SEEDS = 2**24
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class RouterConfig:
     average-key:  the same, and in training the weight follows the mean key row of each expert (EMoE, section 3)
     mlp:          act(x weight_in^T (+ bias_in)) weight_out^T (+ bias_out), then `output`
                   weight_in [width, hidden], weight_out [experts, width]
+    stochastic:   drawn, not computed: scope, inference and seed are its alone
     """
 
     kind: RouterKind
@@ -30,15 +38,31 @@ class RouterConfig:
     width: int | None = None
     activation: str | None = None
     output: Literal["identity", "abs"] = "identity"
+    scope: Scope = "forward"
+    inference: Inference = "random"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("scope", get_args(Scope)), ("inference", get_args(Inference))):
+            if (value := getattr(self, name)) not in known:
+                raise UsageError(f"{name} of a stochastic router is {value!r}: choose one of {', '.join(known)}")
+        if type(self.seed) is not int or not 0 <= self.seed < SEEDS:
+            raise UsageError(f"seed of a stochastic router is {self.seed!r}: choose a whole number from 0 to {SEEDS - 1}")
 
     def parameters(self, hidden: int, experts: int) -> int:
         """The number of weights in its matrices."""
+        if self.kind == "stochastic":
+            return 0
         return experts * hidden if self.width is None else self.width * (hidden + experts)
 
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """The shape of one MoE layer. Names and meaning follow docs/moe-layer.md; `rank` 0 means no low-rank term."""
+    """The shape of one MoE layer. Names and meaning follow docs/moe-layer.md; `rank` 0 means no low-rank term.
+
+    neurons: of the dense FFN that it was made of; None where nobody said so: as many as rows. shards: so many neighbouring
+    experts are one copy of that FFN; None where experts are no copies.
+    """
 
     hidden: int
     output: int
@@ -58,6 +82,9 @@ class MoEConfig:
     rank: int = 0
     hidden_dropout: float = 0.0
     output_dropout: float = 0.0
+    detach_sum: bool = False
+    neurons: int | None = None
+    shards: int | None = None
 
     def __post_init__(self) -> None:
         activation(self.activation)
@@ -69,6 +96,14 @@ class MoEConfig:
             raise UsageError(f"top_k is {self.top_k}: choose from 1 to {self.experts} (the number of experts)")
         if self.router is None and (self.top_k not in (None, self.experts) or self.threshold is not None):
             raise UsageError("a choice of experts (top_k or threshold) needs a router")
+        if self.router is not None and self.router.inference == "merged" and self.shards != 1:
+            raise UsageError("merged inference takes the mean of experts that are copies: these are none")
+        if self.detach_sum and not self.normalize:
+            raise UsageError("detach_sum is about the sum that normalize divides by: set normalize too")
+        if self.neurons is not None and self.neurons < 1:
+            raise UsageError(f"neurons is {self.neurons}: a dense FFN has 1 or more")
+        if self.shards is not None and (self.shards < 1 or self.experts % self.shards):
+            raise UsageError(f"shards is {self.shards}: the {self.experts} experts cannot be copies of so many parts each")
 
     @property
     def experts(self) -> int:
@@ -77,6 +112,11 @@ class MoEConfig:
     @property
     def rows(self) -> int:
         return self.offsets[-1]
+
+    @property
+    def dense_neurons(self) -> int:
+        """The neurons of the dense FFN; a layer that does not know counts as a partition."""
+        return self.neurons or self.rows
 
     @property
     def shared(self) -> int:
@@ -94,13 +134,20 @@ class MoEConfig:
         router = 0 if self.router is None else self.router.parameters(self.hidden, self.experts)
         return self.rows * self._row + router + self.rank * (self.hidden + self.output)
 
+    @property
+    def vectors(self) -> int:
+        """The number of values in the biases of the experts, the output bias and the idle vectors."""
+        return self.rows * (self.up_bias + self.gate_bias) + self.output * (self.output_bias + self.experts * self.idle)
+
     def active_fraction(self, neurons: int, on: float | None = None) -> float:
         """Weights that one token uses / weights of a dense FFN of that many neurons; router and low-rank term included,
         biases left out.
 
         on: the mean number of routed experts on. Default: top_k, or all experts. With a threshold pass what was measured.
         """
-        on = (self.top_k or self.experts) if on is None else on
+        every = self.router is not None and self.router.inference in ("merged", "ensemble")
+        usual = self.experts if every or self.top_k is None else self.top_k
+        on = usual if on is None else on
         idle = (self.rows - self.shared) * (1 - on / self.experts) * self._row
         return (self.parameters - idle) / (neurons * self._row)
 

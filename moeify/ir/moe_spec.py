@@ -49,6 +49,7 @@ class MoESpec:
     shared: the dense neurons of the shared expert, possibly none.
     weights: new rows in place of the dense ones, sorted shared expert first, by the names up, gate, up_bias, gate_bias,
         down, output_bias; what is absent is gathered from the dense weights.
+    shards: so many neighbouring experts are one copy of the dense FFN; None where experts are no copies.
     """
 
     experts: tuple[Tensor, ...]
@@ -61,6 +62,8 @@ class MoESpec:
     selection_bias: Tensor | None = None
     compensation: Compensation = Compensation()
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    detach_sum: bool = False
+    shards: int | None = None
 
     @property
     def order(self) -> Tensor:
@@ -81,7 +84,7 @@ class MoESpec:
         """The same experts with all of them on, gates 1 and no compensation."""
         return replace(
             self, router=None, gate_rule="one", normalize=False, top_k=None, threshold=None, selection_bias=None,
-            compensation=Compensation(),
+            compensation=Compensation(), detach_sum=False,
         )  # fmt: skip
 
     def config(self, site: FeedForward) -> MoEConfig:
@@ -106,6 +109,9 @@ class MoESpec:
             rank=0 if low_rank is None else low_rank.shape[0],
             hidden_dropout=site.rewrite.hidden_dropout,
             output_dropout=site.rewrite.output_dropout,
+            detach_sum=self.detach_sum,
+            neurons=site.neurons,
+            shards=self.shards,
         )
 
     def tensors(self, site: FeedForward) -> dict[str, Tensor]:

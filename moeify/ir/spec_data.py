@@ -12,7 +12,7 @@ from moeify.ir.moe_config import RouterConfig
 from moeify.ir.moe_spec import Compensation, MoESpec, Router
 
 #: Fields that are plain values.
-_VALUES = ("gate_rule", "normalize", "top_k", "threshold")
+_VALUES = ("gate_rule", "normalize", "detach_sum", "top_k", "threshold", "shards")
 _COMPENSATION = ("idle", "low_rank_in", "low_rank_out")
 
 

@@ -41,9 +41,11 @@ def spec_text(spec: MoESpec) -> str:
     sizes = [len(e) for e in spec.experts]
     even = f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else " + ".join(map(str, sizes))
     lines = [f"experts {even}, shared {len(spec.shared)}"]
+    if spec.shards is not None:
+        lines.append(f"  copies = {len(sizes) // spec.shards}" + (f" in {spec.shards} shards" if spec.shards > 1 else ""))
     if spec.router is not None:
         lines.append(f"  router = {spec.router.config.kind}" + (f" width {w}" if (w := spec.router.config.width) else ""))
-    rule = spec.gate_rule + (" normalized" if spec.normalize else "")
+    rule = spec.gate_rule + (" normalized" if spec.normalize else "") + (" by a detached sum" if spec.detach_sum else "")
     choice = [f"top-{spec.top_k}"] if spec.top_k is not None else []
     choice += [f"threshold {spec.threshold:g}"] if spec.threshold is not None else []
     lines.append(f"  choice = {' and '.join(choice) or 'all'}, gate {rule}")

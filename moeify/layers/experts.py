@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -60,6 +61,20 @@ class LayerWeights:
     def sizes(self) -> list[int]:
         """The number of rows of the shared expert, then of each routed expert."""
         return [b - a for a, b in zip((0, *self.offsets), self.offsets)]
+
+    def merged(self) -> LayerWeights:
+        """The shared expert as it is, and one routed expert: row i is the mean of the rows i of all, which are of one size."""
+        shared, size = self.sizes[:2]
+
+        def mean(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None:
+                return None
+            experts = tensor[shared:].view(-1, size, *tensor.shape[1:])
+            return torch.cat((tensor[:shared], experts.mean(0)))
+
+        r = self.rows
+        rows = Rows(cast(Tensor, mean(r.up)), cast(Tensor, mean(r.down)), mean(r.gate), mean(r.up_bias), mean(r.gate_bias))
+        return replace(self, rows=rows, offsets=(shared, shared + size))
 
 
 def run_layer(x: Tensor, scores: Tensor, weights: LayerWeights, rule: ChoiceRule, selection_bias: Tensor | None) -> Tensor:

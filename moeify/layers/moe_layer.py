@@ -17,6 +17,7 @@ from moeify.layers.experts import LayerWeights, Rows, run_all, run_layer
 from moeify.layers.operator import as_node
 from moeify.layers.routers import AverageKeyRouter, build_router
 from moeify.layers.routing import ChoiceRule, Routing, route
+from moeify.layers.stochastic_router import StochasticRouter
 
 
 class MoELayer(nn.Module):
@@ -94,21 +95,24 @@ class MoELayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = _cast_by_autocast(x)
-        weights = self._weights
+        weights = self._weights.merged() if self._mode == "merged" else self._weights
         if torch.compiler.is_compiling() and not weights.hidden_dropout and (torch.compiler.is_exporting() or not self._dense):
-            y = as_node(x, self._scores(x), weights, self._offsets, self._rule, self.selection_bias)
+            offsets = torch.tensor(weights.offsets) if self._mode == "merged" else self._offsets
+            y = as_node(x, self._scores(x), weights, offsets, self._rule, self.selection_bias)
         else:
             rows = x.reshape(-1, self.config.hidden)
             if self._dense:
                 y = run_all(rows, weights, None)
             else:
-                y = run_layer(rows, self._scores(rows), weights, self._rule, self.selection_bias)
+                scores = self._scores(x)
+                y = run_layer(rows, scores.reshape(-1, scores.shape[-1]), weights, self._rule, self.selection_bias)
             y = y.view(*x.shape[:-1], self.config.output)
         return F.dropout(y, self.config.output_dropout) if self.training and self.config.output_dropout else y
 
     def route(self, x: Tensor) -> Routing:
-        """Which experts run on each token of x [tokens, hidden], and with which gates."""
-        return route(self._scores(x), self._rule, self.selection_bias)
+        """Which experts run on each token of x [..., hidden], and with which gates; every expert where they are merged."""
+        scores = x.new_zeros(*x.shape[:-1], self.config.experts) if self._mode == "merged" else self._scores(x)
+        return route(scores.reshape(-1, scores.shape[-1]), self._rule, self.selection_bias)
 
     def train(self, mode: bool = True) -> Self:
         if self.training and not mode:
@@ -130,7 +134,15 @@ class MoELayer(nn.Module):
 
     @property
     def _rule(self) -> ChoiceRule:
-        return ChoiceRule(self.config.top_k, self.config.threshold, self.config.gate_rule, self.config.normalize)
+        config = self.config
+        if self._mode in ("merged", "ensemble"):
+            return ChoiceRule(None, None, config.gate_rule, config.normalize)
+        return ChoiceRule(config.top_k, config.threshold, config.gate_rule, config.normalize, config.detach_sum)
+
+    @property
+    def _mode(self) -> str | None:
+        """What a stochastic router does now; None for other routers."""
+        return self.router.mode if isinstance(self.router, StochasticRouter) else None
 
     @property
     def _dense(self) -> bool:
@@ -140,8 +152,8 @@ class MoELayer(nn.Module):
         return always and (self.router is None or not torch.is_grad_enabled())
 
     def _scores(self, x: Tensor) -> Tensor:
-        if self.router is None:
-            return x.new_zeros(*x.shape[:-1], self.config.experts)
+        if self.router is None or self._mode in ("merged", "ensemble"):
+            return x.new_zeros(*x.shape[:-1], 1 if self._mode == "merged" else self.config.experts)
         if isinstance(self.router, AverageKeyRouter) and self.training:
             return self._follow_keys(self.router, x)
         scores: Tensor = self.router(x)

@@ -1,7 +1,8 @@
 """The operator `moeify::moe`: a whole MoE layer as one opaque node, for torch.compile and torch.export.
 
-The schema follows docs/moe-layer.md: inputs in the operator's order, then its attributes. Backward runs the layer again (as a
-checkpoint does) instead of keeping h. It is an operator of its own, because the routing decides the shapes within.
+The schema follows docs/moe-layer.md: inputs in the operator's order, then its attributes; detach_sum is for the gradient
+alone. Backward runs the layer again (as a checkpoint does) instead of keeping h. It is an operator of its own, because the
+routing decides the shapes within.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ def moe(
     activation: str,
     gate_rule: str,
     normalize: bool,
+    detach_sum: bool = False,
 ) -> Tensor:
     """y [..., output] of x [..., hidden] and scores [..., experts]; shapes and meaning as in docs/moe-layer.md."""
     tensors = (x, scores, up, down, offsets, gate, up_bias, gate_bias, selection_bias, output_bias, idle, low_rank_in)
-    return _run((*tensors, low_rank_out), (k, threshold, activation, gate_rule, normalize))
+    return _run((*tensors, low_rank_out), (k, threshold, activation, gate_rule, normalize, detach_sum))
 
 
 def _gradients(
@@ -51,12 +53,14 @@ def _gradients(
     activation: str,
     gate_rule: str,
     normalize: bool,
+    detach_sum: bool,
     wanted: Sequence[int],
 ) -> list[Tensor]:
     """The gradients of tensors[i] for i in wanted, given that of y; tensors are the tensor inputs of `moe`, in order."""
     with torch.enable_grad():
         leaves = {i: cast(Tensor, tensors[i]).detach().requires_grad_() for i in wanted}
-        y = _run([leaves.get(i, t) for i, t in enumerate(tensors)], (k, threshold, activation, gate_rule, normalize))
+        attributes = (k, threshold, activation, gate_rule, normalize, detach_sum)
+        y = _run([leaves.get(i, t) for i, t in enumerate(tensors)], attributes)
         found = torch.autograd.grad(y, list(leaves.values()), grad, allow_unused=True)
     return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves.values(), found)]
 
@@ -76,18 +80,18 @@ def as_node(
     y: Tensor = moe(
         x, scores, cast(rows.up), cast(rows.down), offsets, rule.top_k, rule.threshold, cast(rows.gate), cast(rows.up_bias),
         cast(rows.gate_bias), selection_bias, cast(w.output_bias), cast(w.idle), cast(w.low_rank_in), cast(w.low_rank_out),
-        w.activation, rule.gate_rule, rule.normalize,
+        w.activation, rule.gate_rule, rule.normalize, rule.detach_sum,
     )  # fmt: skip
     return y
 
 
-def _run(tensors: Sequence[Tensor | None], attributes: tuple[int | None, float | None, str, str, bool]) -> Tensor:
+def _run(tensors: Sequence[Tensor | None], attributes: tuple[int | None, float | None, str, str, bool, bool]) -> Tensor:
     x, scores, up, down, offsets = cast(list[Tensor], tensors[:5])
     gate, up_bias, gate_bias, selection_bias, output_bias, idle, low_rank_in, low_rank_out = tensors[5:]
-    k, threshold, activation, gate_rule, normalize = attributes
+    k, threshold, activation, gate_rule, normalize, detach_sum = attributes
     rows = Rows(up, down, gate, up_bias, gate_bias)
     weights = LayerWeights(rows, tuple(offsets.tolist()), activation, output_bias, idle, low_rank_in, low_rank_out)
-    rule = ChoiceRule(k, threshold, cast(GateRule, gate_rule), normalize)
+    rule = ChoiceRule(k, threshold, cast(GateRule, gate_rule), normalize, detach_sum)
     y = run_layer(x.reshape(-1, x.shape[-1]), scores.reshape(-1, scores.shape[-1]), weights, rule, selection_bias)
     return y.view(*x.shape[:-1], down.shape[1])
 

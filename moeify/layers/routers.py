@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from moeify.errors import UsageError
 from moeify.ir.activations import activation
 from moeify.ir.moe_config import MoEConfig, RouterConfig
+from moeify.layers.stochastic_router import StochasticRouter
 
 
 class LinearRouter(nn.Module):
@@ -103,7 +104,7 @@ def _means(rows: Tensor, offsets: tuple[int, ...]) -> Tensor:
     return torch.stack([run.mean(0) for run in torch.split_with_sizes(routed, sizes)])
 
 
-Router = LinearRouter | MLPRouter | AverageKeyRouter
+Router = LinearRouter | MLPRouter | AverageKeyRouter | StochasticRouter
 
 
 def build_router(shape: MoEConfig, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Router | None:
@@ -124,4 +125,6 @@ def build_router(shape: MoEConfig, dtype: torch.dtype | None = None, device: tor
             return AverageKeyRouter(shape.hidden, shape.experts, config.bias, dtype, device)
         case "mlp":
             return MLPRouter(shape.hidden, shape.experts, config, dtype, device)
-    raise UsageError(f"router kind is {config.kind!r}: choose one of linear, average-key, mlp")
+        case "stochastic":
+            return StochasticRouter(shape.experts, config)
+    raise UsageError(f"router kind is {config.kind!r}: choose one of linear, average-key, mlp, stochastic")

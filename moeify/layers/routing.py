@@ -19,6 +19,7 @@ class ChoiceRule:
     threshold: float | None
     gate_rule: GateRule
     normalize: bool
+    detach_sum: bool = False
 
     def chooses_all(self, experts: int) -> bool:
         """Is every expert on, whatever the scores?"""
@@ -55,6 +56,7 @@ def route(scores: Tensor, rule: ChoiceRule, selection_bias: Tensor | None) -> Ro
     gates = gates.masked_fill(~chosen, 0.0)
     if rule.normalize:
         total = gates.sum(-1, keepdim=True)
+        total = total.detach() if rule.detach_sum else total
         gates = gates / total.masked_fill(total == 0, 1.0)
     return Routing(scores, chosen, gates)
 

@@ -41,8 +41,8 @@ def evaluate_model(
 
     dense: the model before conversion, for divergence and greedy agreement. tokenizer: names the end-of-text token.
     nulls: also scores null models; the leading tenth of the batches then chooses the static mask and is left out of all
-    scores. neurons: of each dense FFN by layer path; a layer's own rows where it says nothing, which is right for
-    partitions. seed: of the random partition. progress: receives (task, done, total or None).
+    scores. neurons: of each dense FFN by layer path; what the layer's config says where it says nothing.
+    seed: of the random partition. progress: receives (task, done, total or None).
 
     Weights, budgets and training flags stay as they were. At most two outputs are in memory at a time.
     Raises InputError for data that does not fit the model, ConversionError for outputs that are not finite.

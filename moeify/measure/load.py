@@ -62,13 +62,12 @@ class LoadMeter:
         self.tokens[path] = self.tokens.get(path, 0) + len(chosen)
 
     def results(self, layers: Mapping[str, MoELayer], neurons: Mapping[str, int] | None = None) -> tuple[LayerLoad, ...]:
-        """The layers that ran. neurons: of the dense FFN by path; a layer's own rows where it says nothing, which is right
-        for a partition."""
+        """The layers that ran. neurons: of the dense FFN by path; what the layer's config says where it says nothing."""
         sizes = neurons or {}
         return tuple(
-            _layer_load(path, layer, self.counts[path], self.tokens[path], self.on[path], sizes.get(path, layer.config.rows))
+            _layer_load(path, layer, count, self.tokens[path], self.on[path], sizes.get(path, layer.config.dense_neurons))
             for path, layer in layers.items()
-            if path in self.counts
+            if (count := self.counts.get(path)) is not None
         )
 
 
@@ -78,7 +77,7 @@ def metered(layers: Mapping[str, MoELayer], meter: LoadMeter) -> Iterator[None]:
 
     def hook(path: str) -> Any:
         def before(layer: MoELayer, args: tuple[Tensor, ...]) -> None:
-            meter.count(path, layer.route(args[0].reshape(-1, layer.config.hidden)).chosen)
+            meter.count(path, layer.route(args[0]).chosen)
 
         return before
 

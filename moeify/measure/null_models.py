@@ -22,14 +22,14 @@ def null_models(
 ) -> tuple[Null, ...]:
     """All nulls that mean something for these layers; the reasons for the others are added to `notes`.
 
-    leading: batches that choose the static mask. neurons: of the dense FFN by path, if not the layer's rows.
+    leading: batches that choose the static mask. neurons: of the dense FFN by path, if not what the layer's config says.
     """
     routed = choosing(layers)
     if not routed:
         notes.append("no null models: no layer chooses among its experts")
         return ()
     nulls = [all_on(layers), oracle(layers)]
-    if any(neurons.get(path, layer.config.rows) != layer.config.rows for path, layer in routed.items()):
+    if any(neurons.get(path, layer.config.dense_neurons) != layer.config.rows for path, layer in routed.items()):
         notes.append("no random partition and no static mask: the experts of some layers overlap, or leave neurons out")
         return tuple(nulls)
     nulls.append(random_partition(layers, seed))

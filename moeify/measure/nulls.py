@@ -53,7 +53,8 @@ def all_on(layers: Mapping[str, MoELayer]) -> Null:
     """No top-k and no threshold: the dense model, for a partition with gates 1 and no low-rank term."""
     what = "top-k and threshold are off: all experts run, with the layer's own gates and low-rank term"
     routed = choosing(layers)
-    fractions = {path: layer.config.active_fraction(layer.config.rows, layer.config.experts) for path, layer in routed.items()}
+    shapes = {path: layer.config for path, layer in routed.items()}
+    fractions = {path: c.active_fraction(c.dense_neurons, c.experts) for path, c in shapes.items()}
     return Null("all-on", what, dict.fromkeys(routed, _all_on), fractions)
 
 

@@ -25,20 +25,23 @@ def configure(
     settings: Settings = (),
     seed: int | None = None,
 ) -> Recipe:
-    """The recipe with those options set. Raises UsageError where they contradict each other or the recipe."""
+    """The recipe with those options set; of a recipe that copies the FFN, experts are the copies.
+
+    Raises UsageError where they contradict each other or the recipe.
+    """
     if active is not None and top_k is not None:
         raise UsageError("--active and --top-k both set the budget: give one of them")
     plan = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    router = "insert-stochastic-experts" if plan.has("insert-stochastic-experts") else "insert-router"
     wanted: list[tuple[str, str, Any]] = [
-        ("cluster-neurons", "experts", experts),
-        ("insert-router", "top_k", top_k),
-        ("insert-router", "active", active),
+        ("upcycle-experts", "copies", experts) if plan.has("upcycle-experts") else ("cluster-neurons", "experts", experts),
+        (router, "top_k", top_k),
         ("find-feed-forward", "layers", layers),
         ("calibrate", "tokens", tokens),
     ]
     if active is not None:
-        plan = plan.set("insert-router", "top_k", None)
-    if top_k is not None:
+        plan = plan.set("insert-router", "active", active).set("insert-router", "top_k", None)
+    if top_k is not None and router == "insert-router":
         plan = plan.set("insert-router", "active", None)
     for name, option, value in wanted:
         plan = plan if value is None else plan.set(name, option, value)

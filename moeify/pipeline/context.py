@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moeify.errors import ConversionError
 from moeify.ir.facts import Fact
-from moeify.ir.feed_forward import FeedForward
+from moeify.ir.feed_forward import FeedForward, ReadTensor
 from moeify.ir.model_graph import Batch
 from moeify.pipeline.finished import FinishedLayers
 
@@ -34,6 +34,7 @@ class PassContext:
     wanted: the facts that later passes of the pipeline need or use.
     inputs: gives the FFN inputs of a site, [tokens, hidden] a batch (set by the pass that walks the host).
     measurements: what passes report, by site path, in order. seconds: time spent, by pass name.
+    checkpoint: opens another checkpoint of the same model by its path, once however often it is asked for (set by the api).
     finished: where each-layer keeps what it has done, and finds what a run that was ended early had done; or None.
     """
 
@@ -46,6 +47,7 @@ class PassContext:
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     finished: FinishedLayers | None = None
+    checkpoint: Callable[[str], ReadTensor] | None = None
     _facts: dict[tuple[str, type[object]], object] = field(default_factory=dict)
 
     def put(self, site: FeedForward | None, fact: Fact) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from moeify.ir.facts import CalibrationData
+from moeify.errors import UsageError
+from moeify.ir.facts import CalibrationData, Experts
+from moeify.ir.feed_forward import ReadTensor
 from moeify.ir.model_graph import Batch, ModelGraph
 from moeify.pipeline.context import PassContext, Progress, no_progress
 from moeify.pipeline.contract import Pass
@@ -35,15 +37,17 @@ class Pipeline:
         seed: int = 0,
         progress: Progress = no_progress,
         finished: FinishedLayers | None = None,
+        checkpoint: Callable[[str], ReadTensor] | None = None,
     ) -> Report:
         """Runs every pass on the graph; specs that no EachLayer has spliced are spliced at the end.
 
         data: re-iterable batches of model inputs for calibration; without them, passes that take data are left out.
         seed: the same seed gives the same result. finished: where each-layer keeps the layers it has done.
+        checkpoint: opens another checkpoint of the same model, for passes that take weights from there.
         Raises UsageError where a pass needs data that is absent, ConversionError where a pass cannot keep its promise.
         """
         self.check(with_data=data is not None)
-        context = PassContext(batches=data, seed=seed, progress=progress, finished=finished)
+        context = PassContext(batches=data, seed=seed, progress=progress, finished=finished, checkpoint=checkpoint)
         if data is not None:
             context.put(None, CalibrationData())
         context.notes.extend(self.left_out(with_data=data is not None))
@@ -61,6 +65,20 @@ class Pipeline:
     def check(self, *, with_data: bool) -> None:
         """Raises UsageError where a pass needs facts that no other gives, with or without calibration data."""
         check_order(self.passes, frozenset({CalibrationData}) if with_data else frozenset(), with_data)
+
+
+def check_experts(pipeline: Pipeline) -> None:
+    """Raises UsageError where several passes would make the experts, or a router is to choose more than there are."""
+    steps = flatten(pipeline.passes)
+    makers = [step for step in steps if Experts in step.gives]
+    if len(makers) > 1:
+        names = " and ".join(step.name for step in makers)
+        raise UsageError(f"{names} each make experts of the same FFN: keep one of them in the recipe")
+    counts = [count for step in steps if isinstance(count := getattr(step, "experts", None), int)]
+    for step in steps:
+        top_k = getattr(step, "top_k", None)
+        if isinstance(top_k, int) and counts and top_k > counts[-1]:
+            raise UsageError(f"{step.name}.top_k is {top_k} but there are {counts[-1]} experts: choose 1 to {counts[-1]}")
 
 
 def flatten(passes: Iterable[Pass]) -> list[Pass]:

@@ -32,13 +32,14 @@ class Foresees(Protocol):
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """One FFN and what it would become; parameters count matrices."""
+    """One FFN and what it would become; parameters count matrices, rows the neurons that all experts have together."""
 
     path: str
     kind: str
     activation: str
     hidden: int
     neurons: int
+    rows: int
     experts: int
     top_k: int | None
     rewrite: str
@@ -49,16 +50,28 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a conversion would do. Parameters are those of the whole model; peak_memory in bytes is an estimate of what the
-    conversion takes above the process after imports."""
+    """What a conversion would do. Parameters are those of the whole model, active_parameters those that one token uses.
+
+    In bytes: weights is what the converted parameters take; peak_memory an estimate of what the conversion takes above the
+    process after imports; optimizer_memory what training all parameters with AdamW takes on top of the weights (two float32
+    states and a gradient each).
+    """
 
     layers: tuple[PlannedLayer, ...]
     parameters_before: int
     parameters_after: int
+    active_parameters: int
     active_fraction: float
+    weights: int
     peak_memory: int
+    optimizer_memory: int
     refusals: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
+
+    @property
+    def grows(self) -> bool:
+        """Do experts hold more neurons than the FFNs they come of?"""
+        return any(layer.rows > layer.neurons for layer in self.layers)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,9 +91,10 @@ def make_plan(passes: Sequence[Pass], graph: ModelGraph, model_parameters: int, 
 
     model_parameters: of the dense model; item_size: bytes of one; tokens: of calibration data.
     """
-    layers = [row for site in graph.sites if (row := _planned(passes, site)) is not None]
+    shapes = [(site, config) for site in graph.sites if (config := foresee(passes, site)) is not None]
+    layers = [_planned(site, config) for site, config in shapes]
     before = sum(layer.parameters_before for layer in layers)
-    added = sum(layer.parameters_after - layer.parameters_before for layer in layers)
+    added = sum(c.parameters + c.vectors - s.parameters - s.vectors for s, c in shapes)
     active = sum(layer.active_fraction * layer.parameters_before for layer in layers)
     # The dense weights (pages of their file stay resident once read), the converted ones, one layer more (its rows in new
     # order, float32 copies to check and cluster), and the calibration.
@@ -88,27 +102,29 @@ def make_plan(passes: Sequence[Pass], graph: ModelGraph, model_parameters: int, 
     alive = tokens * _ALIVE * max((site.hidden for site in graph.sites), default=0) * item_size
     bounds = [parse_size(step.memory, "each-layer.memory") for step in flatten(passes) if isinstance(step, EachLayer)]
     alive = min([alive, *bounds])
+    after = model_parameters + added
     return Plan(
         layers=tuple(layers),
         parameters_before=model_parameters,
-        parameters_after=model_parameters + added,
+        parameters_after=after,
+        active_parameters=model_parameters - before + round(active),
         active_fraction=active / before if before else 1.0,
-        peak_memory=(2 * model_parameters + added) * item_size + largest * (item_size + 8) + alive,
+        weights=after * item_size,
+        peak_memory=(model_parameters + after) * item_size + largest * (item_size + 8) + alive,
+        optimizer_memory=after * (2 * 4 + item_size),
         refusals=tuple((refusal.path, refusal.reason) for refusal in graph.refusals),
         notes=(),
     )
 
 
-def _planned(passes: Sequence[Pass], site: FeedForward) -> PlannedLayer | None:
-    config = foresee(passes, site)
-    if config is None:
-        return None
+def _planned(site: FeedForward, config: MoEConfig) -> PlannedLayer:
     return PlannedLayer(
         path=site.path,
         kind=site.kind,
         activation=site.activation,
         hidden=site.hidden,
         neurons=site.neurons,
+        rows=config.rows,
         experts=config.experts,
         top_k=config.top_k,
         rewrite=site.rewrite.way,

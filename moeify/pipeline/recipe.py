@@ -76,6 +76,10 @@ class Recipe:
         packages = {name: registry.offers.package(name) for name in named_in(passes)}
         return replace(self, passes=passes, plugins={name: package for name, package in packages.items() if package})
 
+    def has(self, pass_name: str) -> bool:
+        """Does that pass stand anywhere in it?"""
+        return pass_name in pass_names(self.passes)
+
     def set(self, pass_name: str, option: str, value: Any) -> Recipe:
         """The recipe with one option set wherever that pass stands.
 

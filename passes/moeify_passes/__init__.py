@@ -12,9 +12,16 @@ from moeify_passes.experts.balanced_k_means import BalancedKMeans
 from moeify_passes.experts.random import Random
 from moeify_passes.rewrite.compensate import Compensate
 from moeify_passes.rewrite.insert_router import InsertRouter
+from moeify_passes.rewrite.insert_stochastic_experts import InsertStochasticExperts
 from moeify_passes.rewrite.split_experts import SplitExperts
+from moeify_passes.rewrite.upcycle_experts import UpcycleExperts
 from moeify_passes.routers.average_key import AverageKey
 from moeify_passes.routers.norm_regression import NormRegression
+from moeify_passes.routers.random_router import RandomRouter
+from moeify_passes.upcycling.checkpoints import Checkpoints
+from moeify_passes.upcycling.copies import Copies
+from moeify_passes.upcycling.drop import Drop
+from moeify_passes.upcycling.noise import Noise
 
 #: Every pass there is; this is the only list.
 PASSES: tuple[type[Pass], ...] = (
@@ -22,8 +29,10 @@ PASSES: tuple[type[Pass], ...] = (
     Calibrate,
     ClusterNeurons,
     SplitExperts,
+    UpcycleExperts,
     MatchDense,
     InsertRouter,
+    InsertStochasticExperts,
     Compensate,
 )
 
@@ -33,12 +42,19 @@ __all__ = [
     "AverageKey",
     "BalancedKMeans",
     "Calibrate",
+    "Checkpoints",
     "ClusterNeurons",
     "Compensate",
+    "Copies",
+    "Drop",
     "FindFeedForward",
     "InsertRouter",
+    "InsertStochasticExperts",
     "MatchDense",
+    "Noise",
     "NormRegression",
     "Random",
+    "RandomRouter",
     "SplitExperts",
+    "UpcycleExperts",
 ]

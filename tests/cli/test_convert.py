@@ -132,6 +132,21 @@ def test_a_hugging_face_folder_needs_neither_factory_nor_example(moeify: Run) ->
     assert [layer["path"] for layer in done.data["layers"]] == [f"model.layers.{i}.mlp" for i in range(2)]
 
 
+def test_what_a_model_that_grows_will_take_is_told_first(moeify: Run, tmp_path: Path) -> None:
+    told = "parameters 1,104 -> 8,848, active for one token 2,256; training with AdamW takes 0.1 MiB besides the weights"
+    upcycle = f"convert model.pt {TINY} --recipe upcycle -o out"
+    planned = moeify(f"{upcycle} --dry-run").out.splitlines()
+    assert planned[-1] == told
+    assert not (tmp_path / "out").exists()
+    done = moeify(upcycle)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[0] == told
+    broken = moeify(f"{upcycle} --force --set match-dense.tolerance=1e-30")
+    assert broken.code == 1
+    assert broken.out.splitlines() == [told]
+    assert "parameters" not in moeify(f"{upcycle} --force --json").out.splitlines()[0]
+
+
 def test_bfloat16_halves_the_weights(moeify: Run, tmp_path: Path) -> None:
     def size(name: str) -> int:
         return sum(file.stat().st_size for file in (tmp_path / name).glob("*.safetensors"))

@@ -43,6 +43,15 @@ def test_what_is_written_is_read_back_in_its_order() -> None:
     assert again.to_json() == MANIFEST.to_json()
 
 
+def test_a_manifest_of_before_upcycling_is_read() -> None:
+    old = copy.deepcopy(GOOD)
+    for layer in old["layers"]:
+        for name in ("neurons", "shards", "detach_sum"):
+            del layer["config"][name]
+    assert parse_manifest(old, "m") == MANIFEST
+    assert MANIFEST.layers["z.mlp"].config.dense_neurons == 9
+
+
 def _at(*way: str | int) -> Callable[[dict[str, Any]], Any]:
     def find(data: dict[str, Any]) -> Any:
         found: Any = data
@@ -94,6 +103,11 @@ FAULTS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("top_k of all and more", lambda d: _CONFIG(d).update(top_k=7), "top_k is 7"),
     ("an unknown activation", lambda d: _CONFIG(d).update(activation="gelo"), "unknown activation 'gelo'"),
     ("a field that no layer has", lambda d: _CONFIG(d).update(colour="red"), "description of an MoE layer is damaged"),
+    ("neurons of text", lambda d: _CONFIG(d).update(neurons="9"), "config: field neurons is a text, not a whole number"),
+    ("shards of true", lambda d: _CONFIG(d).update(shards=True), "config: field shards is true or false"),
+    ("shards that do not divide", lambda d: _CONFIG(d).update(shards=3), "config: .*shards is 3: the 2 experts cannot"),
+    ("a detached sum of text", lambda d: _CONFIG(d).update(detach_sum="no"), "config: field detach_sum is a text"),
+    ("a detached sum of nothing", lambda d: _CONFIG(d).update(detach_sum=True), "config: .*set normalize too"),
     ("a router of text", lambda d: _CONFIG(d).update(router="linear"), "description of an MoE layer is damaged"),
     ("an unknown kind of source", lambda d: d["source"].update(kind="onnx"), "source: field kind is 'onnx'"),
     ("a factory of a number", lambda d: d["source"].update(factory=1), "source: field factory is a whole number"),

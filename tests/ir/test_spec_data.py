@@ -38,6 +38,10 @@ CASES: dict[str, MoESpec] = {
     "half a compensation": MoESpec(
         EXPERTS, compensation=Compensation(low_rank_in=torch.ones(1, 4), low_rank_out=torch.ones(1, 4))
     ),
+    "copies": MoESpec(EXPERTS[:1] * 4, normalize=True, detach_sum=True, shards=2),
+    "a stochastic router": MoESpec(
+        EXPERTS, router=Router(RouterConfig("stochastic", scope="token", inference="fixed", seed=7), {}), top_k=1
+    ),
     "new weights": MoESpec(EXPERTS, weights={"up": torch.randn(5, 4), "output_bias": torch.randn(4)}),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,4 +149,24 @@ def test_the_operator_keeps_the_rules_of_operators(caption: str) -> None:
 
 def test_the_schema_is_that_of_the_definition() -> None:
     names = [argument.name for argument in torch.ops.moeify.moe.default._schema.arguments]
-    assert names == [*OPERATOR_INPUTS, "activation", "gate_rule", "normalize"]
+    assert names == [*OPERATOR_INPUTS, "activation", "gate_rule", "normalize", "detach_sum"]  # the last for the gradient alone
+
+
+@pytest.mark.parametrize("detach_sum", [False, True])
+def test_a_detached_sum_has_the_same_gradient_in_the_operator(detach_sum: bool) -> None:
+    case = random_case(np.random.default_rng(0), VARIANTS["top-2, softmax, normalised"])
+    gradients = []
+    for run in (moe, run_eagerly):
+        tensors = case_tensors(case, torch.float64)
+        tensors["scores"].requires_grad_()
+        run(*(tensors[name] for name in OPERATOR_INPUTS), *case.attributes.values(), detach_sum).square().sum().backward()
+        gradients.append(tensors["scores"].grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert float(gradients[0].abs().max()) > 1e-3
+
+
+def run_eagerly(*arguments: Any) -> Tensor:
+    """What `moe` computes, differentiated by torch itself."""
+    with torch.enable_grad():
+        y: Tensor = moe._init_fn(*arguments)  # the function that the operator was made of
+    return y

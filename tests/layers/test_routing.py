@@ -96,6 +96,21 @@ def test_rule_one_is_straight_through() -> None:
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("rule", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_detached_sum_normalises_and_leaves_the_gradient_of_the_values(rule: GateRule, k: int) -> None:
+    scores = torch.tensor([[0.3, -1.0, 2.0, 0.1]], dtype=torch.float64, requires_grad=True)
+    toward = torch.tensor([[1.0, -2.0, 0.5, 3.0]], dtype=torch.float64)
+    routing = route(scores, ChoiceRule(k, None, rule, True, True), None)
+    assert torch.equal(routing.gates, route(scores, ChoiceRule(k, None, rule, True), None).gates)
+    values = scores.softmax(-1) if rule == "softmax" else scores.sigmoid()
+    total = (values * routing.chosen).sum().item()
+    (found,) = torch.autograd.grad((routing.gates * toward).sum(), scores, retain_graph=True)
+    (wanted,) = torch.autograd.grad((values * toward * routing.chosen).sum() / total, scores)
+    torch.testing.assert_close(found, wanted)
+    assert float(found.abs().max()) > 0.01
+
+
 def test_gates_without_chosen_experts_have_finite_gradients() -> None:
     values = torch.tensor([[0.3, -1.0]], dtype=torch.float64, requires_grad=True)
     routing = route(values, ChoiceRule(None, 9.0, "softmax", True), None)

@@ -14,13 +14,22 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """For torch.onnx.export's custom_translation_table."""
     import torch
 
-    import moeify.layers.operator  # noqa: F401 - registers torch.ops.moeify.moe
+    import moeify.layers.operator
+    import moeify.layers.stochastic_router  # noqa: F401 - registers torch.ops.moeify.draw
 
     register_schema()
     return {
+        torch.ops.moeify.draw.default: _translate_draw,
         torch.ops.moeify.moe.default: _translate,
         torch.ops.aten.scaled_dot_product_attention.default: translate_attention,
     }
+
+
+def _translate_draw(like: Any, seed: int) -> Any:
+    """One generator a layer: ONNX Runtime goes on with it from run to run, and begins anew with a session."""
+    from onnxscript import opset20 as op
+
+    return op.RandomUniformLike(like, dtype=1, seed=float(seed))
 
 
 def _translate(
@@ -42,8 +51,10 @@ def _translate(
     activation: str,
     gate_rule: str,
     normalize: bool,
+    detach_sum: bool = False,
 ) -> Any:
     # One parameter an argument: the exporter reads which are inputs (Any) and which are attributes off this signature.
+    # detach_sum is for the gradient alone.
     from onnxscript.values import Opset
 
     inputs = [

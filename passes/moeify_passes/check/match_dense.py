@@ -13,19 +13,21 @@ from moeify.errors import ConversionError, UsageError
 from moeify.ir.facts import ActivationSample, Experts, Fact
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
-from moeify.ir.moe_spec import MoESpec
+from moeify.ir.moe_spec import MoESpec, Router
 from moeify.pipeline.context import PassContext
-from moeify_passes.expert_rows import expert_rows
+from moeify_passes.expert_rows import ExpertRows, expert_rows
 from moeify_passes.held_site import held_site, token_chunks
+from moeify_passes.routed_output import routed_output
 
 
 @dataclass(frozen=True)
 class MatchDense:
-    """Compares all experts on with the dense FFN, in float32: largest difference / largest output.
+    """Compares the experts with the dense FFN, in float32: largest difference / largest output.
 
     tolerance: the distance above which the conversion fails. tokens: how many to compare on, taken from the calibration
-    sample, or drawn from a normal distribution. Where the experts are no partition, or are routed or compensated already,
-    equality was not promised: the distance is reported, and only values that are not finite fail.
+    sample, or drawn from a normal distribution. Equality is promised by a partition with all experts on, and by equal copies
+    of the FFN with gates that sum to 1, routed or not: a layer of copies is compared as it is routed, others with all experts
+    on. Where it was not promised the distance is reported, and only values that are not finite fail.
     """
 
     tolerance: float = 3e-5
@@ -48,13 +50,14 @@ class MatchDense:
         """Reports `dense_distance`. Raises ConversionError where it is above the tolerance or not finite."""
         for site in graph.sites:
             spec = graph.specs[site.path]
+            exact = spec.shards is not None and (found := context.find(site, Experts)) is not None and found.copies
             distance = _distance(site, spec, self._inputs(site, context))
             if not math.isfinite(distance):
                 raise ConversionError(f"{site.path}: the experts or the dense FFN give values that are not finite")
-            if distance > self.tolerance and _promised(site, spec):
+            if distance > self.tolerance and (_promised(spec) if exact else _partitioned(site, spec)):
                 raise ConversionError(
                     f"{site.path}: the experts differ from the dense FFN by {distance:.3g} of its largest output "
-                    f"(match-dense.tolerance is {self.tolerance:g}); the split is wrong or the weights are ill-conditioned"
+                    f"(match-dense.tolerance is {self.tolerance:g}); the experts are wrong or the weights are ill-conditioned"
                 )
             context.measure(site, dense_distance=distance)
         return False
@@ -68,9 +71,37 @@ class MatchDense:
         return sample.inputs[torch.randperm(len(sample.inputs), generator=generator)[: self.tokens]]
 
 
-def _promised(site: FeedForward, spec: MoESpec) -> bool:
-    compensated = spec.compensation.idle is not None or spec.compensation.low_rank_in is not None
-    return spec.router is None and not compensated and spec.partitions(site.neurons)
+def _partitioned(site: FeedForward, spec: MoESpec) -> bool:
+    return spec.router is None and not _compensated(spec) and spec.partitions(site.neurons)
+
+
+def _promised(spec: MoESpec) -> bool:
+    """Do the gates of equal copies sum to 1, with whole copies chosen?"""
+    shards, k = spec.shards or 1, spec.top_k or len(spec.experts)
+    if _compensated(spec) or spec.threshold is not None or spec.selection_bias is not None or k % shards:
+        return False
+    single = spec.gate_rule == "one" and k == shards == 1
+    return (spec.normalize or single) and (spec.router is None or shards == 1 or _grouped(spec.router, shards))
+
+
+def _grouped(router: Router, shards: int) -> bool:
+    """Has every shard of a copy the same score?"""
+    if router.config.kind != "linear":
+        return False
+    rows = (tensor.view(-1, shards, *tensor.shape[1:]) for tensor in router.tensors.values())
+    return all(bool((row == row[:, :1]).all()) for row in rows)
+
+
+def _compensated(spec: MoESpec) -> bool:
+    return spec.compensation.idle is not None or spec.compensation.low_rank_in is not None
+
+
+def _copies(spec: MoESpec, rows: ExpertRows, x: Tensor) -> Tensor:
+    """The layer's output as it is routed; without a router all copies are on and their mean counts."""
+    if spec.router is not None:
+        return routed_output(spec, rows, x) + rows.tensors.get("output_bias", 0.0)
+    bias, shared = rows.tensors.get("output_bias", torch.zeros(())), rows.shared_output(x)
+    return (rows.all_on(x) - bias - shared) / rows.experts + shared + bias
 
 
 def _distance(site: FeedForward, spec: MoESpec, inputs: Tensor) -> float:
@@ -79,6 +110,7 @@ def _distance(site: FeedForward, spec: MoESpec, inputs: Tensor) -> float:
     difference = largest = torch.tensor(0.0)
     for x in token_chunks(inputs, site.neurons):
         expected = dense.forward(x)
-        difference = torch.maximum(difference, (rows.all_on(x) - expected).abs().max())
+        found = rows.all_on(x) if spec.shards is None else _copies(spec, rows, x)
+        difference = torch.maximum(difference, (found - expected).abs().max())
         largest = torch.maximum(largest, expected.abs().max())
     return float(difference / largest.clamp(min=torch.finfo(torch.float32).tiny))

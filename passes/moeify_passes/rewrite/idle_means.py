@@ -9,6 +9,7 @@ from moeify.ir.feed_forward import FeedForward
 from moeify.ir.moe_spec import MoESpec
 from moeify_passes.expert_rows import ExpertRows
 from moeify_passes.held_site import held_site, token_chunks
+from moeify_passes.routed_output import routed_output
 from moeify_passes.routers.choice import route_tokens
 
 
@@ -33,22 +34,6 @@ def relative_squared_error(site: FeedForward, spec: MoESpec, rows: ExpertRows, i
     for x in token_chunks(inputs, max(site.neurons, site.output)):
         expected = dense.forward(x)
         bias = rows.tensors.get("output_bias", torch.zeros(site.output))
-        error = error + (expected - bias - _routed(spec, rows, x)).double().square().sum()
+        error = error + (expected - bias - routed_output(spec, rows, x)).double().square().sum()
         size = size + (expected - bias).double().square().sum()
     return float(error / size.clamp(min=1e-300))
-
-
-def _routed(spec: MoESpec, rows: ExpertRows, x: Tensor) -> Tensor:
-    """The layer's output without its output bias, [tokens, output] (docs/moe-layer.md)."""
-    routing = route_tokens(spec, x)
-    chosen, gates = routing.chosen, routing.gates
-    y = rows.shared_output(x)
-    for expert in range(rows.experts):
-        on = chosen[:, expert]
-        y[on] += gates[on, expert, None] * rows.output(x[on], expert)
-    found = spec.compensation
-    if found.idle is not None:
-        y += (~chosen).float() @ found.idle.float()
-    if found.low_rank_in is not None and found.low_rank_out is not None:
-        y += (x @ found.low_rank_in.float().T) @ found.low_rank_out.float()
-    return y

@@ -10,7 +10,7 @@ Preserved: every weight of every expert. With top_k = experts and gate "one" als
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from moeify.errors import UsageError
 from moeify.ir.facts import ActivationSample, Experts, Fact, NeuronGroups, NeuronStatistics, Routing
@@ -22,6 +22,7 @@ from moeify.pipeline.context import PassContext
 from moeify_passes.rewrite.same_spec import same_spec
 from moeify_passes.routers.average_key import AverageKey
 from moeify_passes.routers.norm_regression import NormRegression
+from moeify_passes.routers.random_router import RandomRouter
 from moeify_passes.routers.router_share import measure_router
 from moeify_passes.strategies import RouterStrategy
 
@@ -30,16 +31,19 @@ from moeify_passes.strategies import RouterStrategy
 class InsertRouter:
     """Gives the layer a router and a top-k rule.
 
-    top_k: how many routed experts a token uses; default a quarter of them. active: instead, the largest top_k whose active
-    fraction (weights that one token uses / weights of the dense FFN, router included) is at most this. gate, normalize: see
-    docs/moe-layer.md; "one" leaves the chosen experts as they are. by: where the scores come from.
+    top_k: how many routed experts a token uses; default a quarter of them, where they are copies of the FFN two whole ones.
+    active: instead, the largest top_k whose active fraction (weights that one token uses / weights of the dense FFN, router
+    included) is at most this. gate, normalize: see docs/moe-layer.md; "one" leaves the chosen experts as they are. detach_sum:
+    what normalize divides by counts as a constant in the gradient, so that a gate that is always 1 still teaches the router.
+    by: where the scores come from.
     """
 
     top_k: int | None = None
     active: float | None = None
     gate: GateRule = "one"
     normalize: bool = False
-    by: AverageKey | NormRegression | RouterStrategy = field(default_factory=AverageKey)
+    detach_sum: bool = False
+    by: AverageKey | NormRegression | RandomRouter | RouterStrategy = field(default_factory=AverageKey)
 
     name: ClassVar[str] = "insert-router"
     gives: ClassVar[tuple[type[Fact], ...]] = (Routing,)
@@ -55,6 +59,8 @@ class InsertRouter:
             raise UsageError(f"insert-router.active is {self.active}: choose a fraction above 0, such as 0.5")
         if self.gate not in GATE_RULES:
             raise UsageError(f"insert-router.gate is {self.gate!r}: choose one of {', '.join(GATE_RULES)}")
+        if self.detach_sum and not self.normalize:
+            raise UsageError("insert-router.detach_sum is about the sum that normalize divides by: set normalize = true too")
 
     @property
     def needs(self) -> tuple[type[Fact], ...]:
@@ -84,11 +90,13 @@ class InsertRouter:
         """The layer with its router and top_k. Raises UsageError as `run` does."""
         if config is None:
             return None
-        routed = replace(config, router=self.by.shape(config), gate_rule=self.gate, normalize=self.normalize, top_k=None)
+        self._check(site, config.experts)
+        gates: dict[str, Any] = {"gate_rule": self.gate, "normalize": self.normalize, "detach_sum": self.detach_sum}
+        routed = replace(config, router=self.by.shape(config), top_k=None, **gates)
         return replace(routed, top_k=self._choose_top_k(site, routed))
 
     def _routed(self, site: FeedForward, spec: MoESpec, context: PassContext) -> MoESpec:
-        bare = replace(spec.all_on(), gate_rule=self.gate, normalize=self.normalize)
+        bare = replace(spec.all_on(), gate_rule=self.gate, normalize=self.normalize, detach_sum=self.detach_sum)
         self._check(site, len(spec.experts))
         routed = replace(bare, router=self.by.route(site, bare, context))
         return replace(routed, top_k=self._choose_top_k(site, routed.config(site)))
@@ -100,10 +108,10 @@ class InsertRouter:
             )
 
     def _choose_top_k(self, site: FeedForward, config: MoEConfig) -> int:
-        self._check(site, config.experts)
         if self.active is not None:
             return _largest_top_k(site, config, self.active)
-        return self.top_k or max(1, config.experts // 4)
+        usual = config.experts // 4 if config.shards is None else min(2 * config.shards, config.experts)
+        return self.top_k or max(1, usual)
 
 
 def _largest_top_k(site: FeedForward, config: MoEConfig, active: float) -> int:

@@ -1,0 +1,32 @@
+"""Whether a converted model can fit where it is to be made."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from moeify.errors import UsageError
+
+#: Where Linux says what a container may use; "max" is no limit.
+_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def check_memory(weights: int, device: str) -> None:
+    """Raises UsageError where weights of so many bytes are more than the whole memory; on other devices than the CPU it does
+    not know. What fits is not promised to run well: the plan tells the peak."""
+    if device.startswith("cpu") and (whole := machine_memory()) is not None and weights > whole:
+        raise UsageError(
+            f"the converted weights take {weights / 2**30:,.1f} GiB and this machine has {whole / 2**30:,.1f} GiB of memory: "
+            "choose fewer experts (--experts), fewer layers (--layers) or --dtype bf16"
+        )
+
+
+def machine_memory() -> int | None:
+    """Bytes of memory that this machine, or container, has at all; None where it does not say."""
+    found = []
+    with suppress(OSError, ValueError, AttributeError):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(OSError, ValueError):
+        found.append(int(_LIMIT.read_text("ascii")))
+    return min((size for size in found if size > 0), default=None)

@@ -1,0 +1,135 @@
+"""Makes every expert a copy of the whole FFN, to be trained further (sparse upcycling).
+
+    y = F(x)
+        =>
+    y = mean over the copies of F_c(x)        F_c = F, or what the strategy makes of it
+
+Preserved: with equal copies the function of the FFN, and it stays so behind any router whose gates sum to 1 over the chosen
+copies. The output bias is added once, as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from moeify.errors import ConversionError, UsageError
+from moeify.ir.facts import ActivationSample, Experts, Fact, FeedForwards, NeuronStatistics
+from moeify.ir.feed_forward import FeedForward
+from moeify.ir.model_graph import ModelGraph
+from moeify.ir.moe_config import MoEConfig
+from moeify.ir.moe_spec import MoESpec
+from moeify.pipeline.context import PassContext
+from moeify_passes.rewrite.same_spec import same_spec
+from moeify_passes.upcycling.checkpoints import Checkpoints
+from moeify_passes.upcycling.copies import Copies
+from moeify_passes.upcycling.dense_weights import dense_weights
+from moeify_passes.upcycling.drop import Drop
+from moeify_passes.upcycling.noise import Noise
+from moeify_passes.upcycling.shards import is_lossless, scaled, shard_size
+
+#: More experts in one layer than anybody has trained; the list of their sizes alone would fill the memory.
+_MOST = 65536
+
+
+@dataclass(frozen=True)
+class UpcycleExperts:
+    """Makes every expert a copy of the whole FFN, of a model that is to be trained further.
+
+    copies: how many; default 8, or one a checkpoint. shards: cuts every copy into so many experts of neighbouring neurons
+    (granular upcycling, He et al. 2024, section 3); their outputs are scaled by that number, so that gates which sum to 1
+    over the experts of whole copies give back the FFN. shared: one more copy is always on; it and the routed ones count half.
+    by: what the copies are.
+    """
+
+    copies: int | None = None
+    shards: int = 1
+    shared: bool = False
+    by: Copies | Noise | Drop | Checkpoints = field(default_factory=Copies)
+
+    name: ClassVar[str] = "upcycle-experts"
+    needs: ClassVar[tuple[type[Fact], ...]] = (FeedForwards,)
+    uses: ClassVar[tuple[type[Fact], ...]] = ()
+    gives: ClassVar[tuple[type[Fact], ...]] = (Experts,)
+    keeps: ClassVar[tuple[type[Fact], ...]] = (ActivationSample, NeuronStatistics)
+    rewrites: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("copies", "shards"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"upcycle-experts.{name} is {value}: choose 1 or more")
+        if isinstance(self.by, Checkpoints) and self.copies not in (None, len(self.by.paths)):
+            raise UsageError(
+                f"upcycle-experts.copies is {self.copies} but checkpoints.paths names {len(self.by.paths)}: "
+                f"give as many, or leave copies out"
+            )
+        if self.experts > _MOST:
+            raise UsageError(f"upcycle-experts makes {self.experts} experts a layer: choose {_MOST} or fewer copies x shards")
+
+    @property
+    def experts(self) -> int:
+        """How many routed experts a layer gets."""
+        return self._count * self.shards
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The other checkpoints that it will read."""
+        return tuple(self.by.paths) if isinstance(self.by, Checkpoints) else ()
+
+    def run(self, graph: ModelGraph, context: PassContext) -> bool:
+        """Writes specs. Raises UsageError for neurons that cannot be cut so, ConversionError for a layer that is routed."""
+        changed = False
+        for site in graph.sites:
+            before = graph.specs.get(site.path)
+            if before is not None and before.router is not None:
+                raise ConversionError(f"{site.path}: has a router already: an FFN is upcycled once, before its router goes in")
+            spec = self._spec(site, context)
+            if not same_spec(before, spec):
+                graph.specs[site.path] = spec
+                changed = True
+            context.put(site, Experts(tuple(map(len, spec.experts)), partition=False, copies=self._exact(site)))
+            context.measure(site, active_fraction=spec.active_fraction(site))
+        return changed
+
+    def foresee(self, site: FeedForward, config: MoEConfig | None) -> MoEConfig:
+        """The layer with all copies on. Raises UsageError for neurons that cannot be cut so, or an FFN that has experts."""
+        if config is not None:
+            raise UsageError(f"upcycle-experts: {site.path} has experts by then: leave the pass that makes them out")
+        return self._shape(site, shard_size(site, self.shards)).config(site)
+
+    @property
+    def _count(self) -> int:
+        return self.copies or len(self.checkpoints) or 8
+
+    def _exact(self, site: FeedForward) -> bool:
+        return self.by.exact and is_lossless(self.shards, site.down.read().dtype)
+
+    def _shape(self, site: FeedForward, size: int) -> MoESpec:
+        neurons = torch.arange(site.neurons)
+        # Each a tensor of its own: what overlaps in memory cannot be kept in a file.
+        experts = tuple(part.clone() for part in torch.split(neurons, size) * self._count)
+        shared = neurons if self.shared else neurons[:0]
+        return MoESpec(experts, shared, normalize=True, shards=self.shards)
+
+    def _spec(self, site: FeedForward, context: PassContext) -> MoESpec:
+        shape = self._shape(site, shard_size(site, self.shards))
+        weights = self._weights(site, context)
+        bias = self.by.output_bias(site, context)
+        if bias is not None:
+            weights["output_bias"] = bias
+        return MoESpec(shape.experts, shape.shared, normalize=True, shards=self.shards, weights=weights)
+
+    def _weights(self, site: FeedForward, context: PassContext) -> dict[str, Tensor]:
+        """The rows that differ from the dense ones, the shared copy first."""
+        half = 0.5 if self.shared else 1.0
+        if self.by.exact and self.shards == half == 1:
+            return {}
+        dense = dense_weights(site)
+        copies = [scaled(dense, half)] if self.shared else []
+        made = (self.by.copy(site, dense, number, context) for number in range(self._count))
+        copies += [scaled(copy, half * self.shards) for copy in made]
+        changed = [name for name in dense if any(copy[name] is not dense[name] for copy in copies)]
+        return {name: torch.cat([copy[name] for copy in copies]) for name in changed}
