@@ -17,7 +17,6 @@ __version__ = "0.1.0"
 _HOMES = {
     "convert": "moeify.api",
     "evaluate": "moeify.api",
-    "export": "moeify.api",
     "inspect": "moeify.api",
     "load": "moeify.api",
     "open_model": "moeify.api",
@@ -41,7 +40,6 @@ __all__ = [
     "__version__",
     "convert",
     "evaluate",
-    "export",
     "inspect",
     "load",
     "moe_layers",
@@ -54,7 +52,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from moeify.api import convert, evaluate, export, inspect, load, open_model, save
+    from moeify.api import convert, evaluate, inspect, load, open_model, save
     from moeify.errors import MoeifyError
     from moeify.layers.budget import moe_layers, set_threshold, set_top_k
     from moeify.layers.inference import set_inference

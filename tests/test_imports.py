@@ -70,3 +70,13 @@ def test_importing_moeify_is_fast_and_loads_neither_torch_nor_the_passes() -> No
     runs = [python(code).splitlines() for _ in range(5)]
     assert {loaded for _, loaded in runs} == {"[]"}
     assert statistics.median(float(seconds) for seconds, _ in runs) < 0.05
+
+
+def test_public_names_are_no_modules_whatever_was_imported_before() -> None:
+    """A subpackage, once imported, takes the place of a function of the same name."""
+    code = (
+        "import importlib, json, sys, types, moeify\n"
+        "for name in json.loads(sys.argv[1]): importlib.import_module(name)\n"
+        "print([name for name in moeify.__all__ if isinstance(getattr(moeify, name), types.ModuleType)])"
+    )
+    assert python(code, json.dumps(modules())) == "[]\n"
