@@ -26,6 +26,8 @@ CONVERSIONS = {
     "on the dense prefix": f"{MARKERS} --set each-layer.prefix=dense",
     "some layers": f"{MARKERS} --layers every:2",
     "with ONNX": f"{MARKERS} --export onnx",
+    "copies with new weights": f"convert deep.pt -o out {DEEP} --recipe drop-upcycle --experts 3",
+    "stochastic experts": f"convert deep.pt -o out {DEEP} --recipe thor --experts 3",
 }
 
 
