@@ -18,7 +18,8 @@ def test_time_and_memory_are_linear(tmp_path: Path) -> None:
     assert large["parameters"] - middle["parameters"] == 2 * step
     # Of the processor: a curve that bends upwards by a quarter over a doubling is no straight line.
     assert large["processor"] - middle["processor"] < 1.25 * 2 * (middle["processor"] - small["processor"])
-    # The dense weights (mapped from their file) and the converted ones. The activations of a single layer more, 8,192 tokens
-    # of 512 numbers, would add four fifths to each layer's share: they are not kept.
+    assert large["bytes"] - middle["bytes"] < 1.25 * 2 * (middle["bytes"] - small["bytes"])
+    # A layer's share is its dense weights (mapped from their file) and the converted ones; holes in the heap make it a fifth
+    # more. Its activations on 8,192 tokens, 512 numbers each, would add four fifths: they are not kept.
     ffn = 3 * HIDDEN * (11 * HIDDEN // 64 * 16) * (LAYERS[2] - LAYERS[1])
-    assert large["bytes"] - middle["bytes"] < 1.15 * FLOAT * (2 * step + ffn)
+    assert large["bytes"] - middle["bytes"] < 1.4 * FLOAT * (2 * step + ffn)
