@@ -1,14 +1,12 @@
 """The curve of time and memory: one architecture in three sizes (random weights), each converted in a process of its own.
 
-python benchmarks/scale.py [--recipe NAME] [--hidden N] [--layers A,B,C] [--write]
+python -m benchmarks.scale [--recipe NAME] [--hidden N] [--layers A,B,C] [--write]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -17,10 +15,9 @@ from typing import Any
 
 import torch
 
-import moeify
+from benchmarks.rows import arguments, machine, show
 
 MEASURE = Path(__file__).parent.parent / "tests" / "real" / "measure_conversion.py"
-RESULTS = Path(__file__).parent / "results.jsonl"
 
 VOCABULARY = 4000
 
@@ -67,23 +64,16 @@ def curve(recipe: str, hidden: int, layers: tuple[int, ...], scratch: Path) -> l
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = arguments(__doc__)
     parser.add_argument("--recipe", default="emoe")
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--layers", default="8,16,32")
-    parser.add_argument("--write", action="store_true", help=f"append the row to {RESULTS.name}")
     options = parser.parse_args()
     layers = tuple(int(number) for number in options.layers.split(","))
     with tempfile.TemporaryDirectory() as scratch:
         points = curve(options.recipe, options.hidden, layers, Path(scratch))
-    row = {
-        "benchmark": "scale", "recipe": options.recipe, "hidden": options.hidden, "moeify": moeify.__version__,
-        "torch": torch.__version__, "cores": os.cpu_count(), "machine": platform.machine(), "points": points,
-    }  # fmt: skip
-    print(json.dumps(row, indent=1))
-    if options.write:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    row = {"benchmark": "scale", "recipe": options.recipe, "hidden": options.hidden, **machine(), "points": points}
+    show(row, options.write)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
 """SmolLM2-135M: conversion, quality, and speed in ONNX Runtime against the dense model. Prints one row of JSON.
 
-python benchmarks/smollm2.py [--recipe NAME] [--top-k K] [--no-onnx] [--write]
+PYTHONPATH=examples python -m benchmarks.smollm2 [--recipe NAME] [--top-k K] [--no-onnx] [--write]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -18,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-import moeify
 import real_models
+from benchmarks.rows import arguments, machine, show
 from moeify.data.open_data import open_data
 from moeify.export.folder import load_folder
 from moeify.export.onnx.exporting import export_onnx
@@ -32,7 +28,6 @@ from moeify.runtime.decoder import Decoder
 from moeify.runtime.session import session
 
 TESTS = Path(__file__).parent.parent / "tests" / "real"
-RESULTS = Path(__file__).parent / "results.jsonl"
 PROMPTS = (1, 16, 128, 512)
 
 
@@ -59,12 +54,16 @@ def quality(folder: Path) -> dict[str, float]:
 
 
 def speed(folder: Path, scratch: Path) -> dict[str, Any]:
-    """Milliseconds in ONNX Runtime on one thread: prompts of several lengths, and a step after 128 tokens."""
+    """Milliseconds in ONNX Runtime on one thread: prompts of several lengths, and a step after 128 tokens. "native": the
+    converted file with the native library."""
     found, dense = load_folder(folder), load_model(real_models.smollm2())
-    decoders = {}
     for name, model in (("dense", dense.model), ("converted", found.model)):
         export_onnx(model, dense.example, scratch / f"{name}.onnx")
-        decoders[name] = Decoder(session(scratch / f"{name}.onnx", threads=1))
+    decoders = {
+        "dense": Decoder(session(scratch / "dense.onnx", threads=1, native=False)),
+        "converted": Decoder(session(scratch / "converted.onnx", threads=1, native=False)),
+        "native": Decoder(session(scratch / "converted.onnx", threads=1, native=True)),
+    }
     figures: dict[str, Any] = {}
     for tokens in PROMPTS:
         ids = np.arange(tokens, dtype=np.int64)[None] % 40_000 + 100
@@ -83,26 +82,21 @@ def milliseconds(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = arguments(__doc__)
     parser.add_argument("--recipe", default="markers")
     parser.add_argument("--top-k", type=int, default=12)
     parser.add_argument("--no-onnx", action="store_true")
-    parser.add_argument("--write", action="store_true", help=f"append the row to {RESULTS.name}")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "moe"
         row: dict[str, Any] = {
-            "benchmark": "smollm2", "recipe": options.recipe, "experts": 16, "top_k": options.top_k,
-            "moeify": moeify.__version__, "torch": torch.__version__, "cores": os.cpu_count(), "machine": platform.machine(),
+            "benchmark": "smollm2", "recipe": options.recipe, "experts": 16, "top_k": options.top_k, **machine(),
             "conversion": conversion(options.recipe, options.top_k, folder), **quality(folder),
         }  # fmt: skip
         row["active_fraction"] = json.loads((folder / "report.json").read_text())["active_fraction"]
         if not options.no_onnx:
             row["onnxruntime, ms"] = speed(folder, Path(scratch))
-    print(json.dumps(row, indent=1))
-    if options.write:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    show(row, options.write)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 import zoo_huggingface
 from cli.small_files import FILES, state
-from cli.tiny_models import TINY, example, stack
+from cli.tiny_models import HIDDEN, NEURONS, TINY, example, stack
 from data.small_tokenizers import TEXT, byte_level
 from frontend.tiny_gguf import write_gguf
 from moeify import api
@@ -125,6 +126,16 @@ DATA = f"evaluate moe {TINY} --data"
 EXAMPLE = "convert model.pt -o new --factory cli.tiny_models:stack --experts 4 --example"
 TEXTS = "evaluate moe-of-text --data"
 
+
+def _sequence() -> nn.Module:
+    return nn.Sequential(nn.Linear(HIDDEN, NEURONS), nn.ReLU(), nn.Linear(NEURONS, HIDDEN))
+
+
+def _exported(path: Path) -> None:
+    with torch.no_grad():
+        torch.export.save(torch.export.export(stack().eval(), example(), strict=False), path)
+
+
 KINDS = (
     InputKind("a Hugging Face config", "llama", _llama, "convert llama -o new --experts 4", "config.json"),
     InputKind("Hugging Face weights", "llama", _llama, "convert llama -o new --experts 4", "model.safetensors"),
@@ -137,6 +148,8 @@ KINDS = (
     InputKind("a state_dict of before torch 1.6", "old.pt", _old(state), f"convert old.pt {CONVERT}"),
     InputKind("a state_dict in safetensors", "m.safetensors", _tensors(state), f"convert m.safetensors {CONVERT}",
               guarded=safetensors_header),
+    InputKind("a pickled module", "module.pt", _saved(_sequence), "convert module.pt -o new --experts 4", guarded=zip_entries),
+    InputKind("an exported program", "m.pt2", _exported, "convert m.pt2 -o new --experts 4", guarded=zip_entries),
     InputKind("the manifest of a converted folder", "moe", _moe, f"evaluate moe --data rows.pt {TINY}", "moeify.json"),
     InputKind("the weights of a converted folder", "moe", _moe, f"evaluate moe --data rows.pt {TINY}", "moeify.safetensors",
               guarded=everything),

@@ -159,6 +159,12 @@ def _safetensors(path: Path) -> None:
     read_safetensors(path)
 
 
+def _exported() -> bytes:
+    with torch.no_grad():
+        program = torch.export.export(stack().eval(), example(), strict=False)
+    return _written(lambda file: torch.export.save(program, file))()
+
+
 ROWS = {"input": torch.arange(24.0).reshape(4, 6), "input_ids": torch.arange(8).reshape(4, 2)}
 ARRAYS: dict[str, Any] = {name: value.numpy() for name, value in ROWS.items()}
 INDEX = {"metadata": {"total_size": 8}, "weight_map": {"a": "m.safetensors", "b": "n.safetensors"}}
@@ -175,6 +181,8 @@ READERS = {
     "GGUF header": Reader("m.gguf", _gguf, lambda p: read_gguf_header(p, gguf.GGML_QUANT_SIZES), head=1500),
     "state_dict": Reader("m.pt", _saved(state()), _state_dict, zip_of),
     "old state_dict": Reader("m.pt", _saved(state(), old=True), _state_dict, head=600),
+    "a pickled module": Reader("m.pt", _saved(nn.Sequential(nn.Linear(4, 8), nn.ReLU())), load_model, zip_of, slowness=4),
+    "an exported program": Reader("m.pt2", _exported, load_model, zip_of, slowness=4),
     "text": Reader("d.txt", TEXT[:600].encode, _data),
     "lines": Reader("d.jsonl", LINES.encode, _data, lambda whole: json_of({"text": "a b"})),
     "rows": Reader("d.pt", _saved(ROWS), _data, zip_of),
