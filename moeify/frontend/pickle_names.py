@@ -22,9 +22,12 @@ _MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 def foreign_names(path: Path) -> list[str]:
-    """The names in a file of torch.save that stand neither for tensors nor for torch.nn, sorted; those before any damage."""
+    """The names in a file of torch.save that stand neither for tensors nor for torch.nn, sorted; those before any damage.
+
+    What cannot be printed in a line stands as an escape.
+    """
     known = {*unpickler._get_allowed_globals(), *module_classes(), *functions()}
-    return sorted(set(_names_in_file(path)) - known)
+    return sorted("".join(c if c.isprintable() else ascii(c)[1:-1] for c in name) for name in set(_names_in_file(path)) - known)
 
 
 def _names_in_file(path: Path) -> Iterator[str]:

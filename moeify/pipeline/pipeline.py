@@ -70,7 +70,7 @@ class Pipeline:
 def check_experts(pipeline: Pipeline) -> None:
     """Raises UsageError where several passes would make the experts, or a router is to choose more than there are."""
     steps = flatten(pipeline.passes)
-    makers = [step for step in steps if Experts in step.gives]
+    makers = [step for step in steps if Experts in step.gives and Experts not in step.needs]  # those that need some change them
     if len(makers) > 1:
         names = " and ".join(step.name for step in makers)
         raise UsageError(f"{names} each make experts of the same FFN: keep one of them in the recipe")
