@@ -7,9 +7,15 @@ from collections.abc import Iterable
 
 
 class MoeifyError(Exception):
-    """Something failed that the user can act on. The message is one line; the command exits with `exit_code`."""
+    """Something failed that the user can act on. The message is one line; the command exits with `exit_code`.
+
+    Messages quote names out of files, which may hold line breaks and control characters: see `one_line`.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class UsageError(MoeifyError):
@@ -35,6 +41,12 @@ class MissingExtraError(MoeifyError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package}: run pip install 'moeify[{extra}]'")
+
+
+def one_line(text: str) -> str:
+    """The text on one line, with control characters spelt out."""
+    joined = " ".join(part for line in text.splitlines() if (part := line.strip()))
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in joined)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

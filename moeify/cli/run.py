@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from moeify.cli.screen import Screen, forget, one_line, write
-from moeify.errors import MoeifyError
+from moeify.cli.screen import Screen, forget, write
+from moeify.errors import MoeifyError, one_line
 
 
 class _TerminatedError(KeyboardInterrupt):

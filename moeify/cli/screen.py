@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from moeify.errors import OutputError, UsageError
+from moeify.errors import OutputError, UsageError, one_line
 
 # Wide enough that no table is folded where no one looks at a terminal.
 _UNFOLDED = 4000
@@ -72,12 +72,6 @@ def forget(stream: TextIO) -> None:
     """Lets what nobody takes, and Python would flush at its end, go into nothing."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def one_line(text: str) -> str:
-    """The text on one line, with control characters spelt out."""
-    joined = " ".join(part for line in text.splitlines() if (part := line.strip()))
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in joined)
 
 
 def cell(value: Any) -> str:

@@ -46,7 +46,7 @@ def json_documents(path: Path) -> Iterator[str]:
                 continue
             try:
                 document = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: is not JSON ({error}); write one object a line") from error
             if not isinstance(document, dict) or not isinstance(document.get("text"), str):
                 found = (

@@ -22,20 +22,17 @@ _MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 def foreign_names(path: Path) -> list[str]:
-    """The names in a file of torch.save that stand neither for tensors nor for torch.nn, sorted; those before any damage.
-
-    What cannot be printed in a line stands as an escape.
-    """
+    """The names in a file of torch.save that stand neither for tensors nor for torch.nn, sorted; those before any damage."""
     known = {*unpickler._get_allowed_globals(), *module_classes(), *functions()}
-    return sorted("".join(c if c.isprintable() else ascii(c)[1:-1] for c in name) for name in set(_names_in_file(path)) - known)
+    return sorted(set(_names_in_file(path)) - known)
 
 
 def _names_in_file(path: Path) -> Iterator[str]:
-    if not zipfile.is_zipfile(path):
-        # Mapped: of a length that the file only claims, no more is read than there is.
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+    # Mapped: of a length that the file only claims, no more is read than there is.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        if mapped[:2] != b"PK":  # a pickle may end as a zip does
             yield from _names(cast(IO[bytes], mapped))
-        return
+            return
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             if name.endswith("data.pkl"):

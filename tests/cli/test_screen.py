@@ -14,9 +14,9 @@ from cli.command_line import Outcome
 from cli.tiny_models import TINY
 from moeify import api
 from moeify.cli.progress import OpenTasks, bars, lines
-from moeify.cli.screen import Screen, cell, one_line
+from moeify.cli.screen import Screen, cell
 from moeify.cli.working import working
-from moeify.errors import ConversionError, OutputError
+from moeify.errors import ConversionError, OutputError, one_line
 
 Run = Callable[[str], Outcome]
 
