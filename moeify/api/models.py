@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -50,7 +49,15 @@ def open_model(
     return ModelGraph(EagerHost(loaded))
 
 
-def open_outline(source: Source, *, example: Example | None = None, dtype: str = "fp32", **options: Any) -> ModelGraph:
+def open_outline(
+    source: Source,
+    *,
+    factory: Factory | None = None,
+    example: Example | None = None,
+    dtype: str = "fp32",
+    device: str = "cpu",
+    allow_pickle: bool = False,
+) -> ModelGraph:
     """As `open_model`, for those who look at sites and not at weights: none are read where that can be done without.
 
     Such is a Hugging Face folder or a GGUF file whose model is traced on the meta device; others are opened as ever.
@@ -59,13 +66,13 @@ def open_outline(source: Source, *, example: Example | None = None, dtype: str =
     from moeify.splice.eager_host import EagerHost
 
     kind = dtype_of(dtype)
-    if not isinstance(source, nn.Module) and options.get("factory") is None:
+    if not isinstance(source, nn.Module) and factory is None:
         with suppress(Exception):  # models fail without values in ways of their own; what is wrong itself is said below
             if (loaded := load_outline(source, example, kind)) is not None:
                 host = EagerHost(loaded)
                 host.find()
                 return ModelGraph(host)
-    return open_model(source, example=example, dtype=dtype, **options)
+    return open_model(source, factory=factory, example=example, dtype=dtype, device=device, allow_pickle=allow_pickle)
 
 
 def save(

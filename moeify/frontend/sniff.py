@@ -41,7 +41,7 @@ def sniff(path: Path) -> Kind:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not head:
-        raise InputError(f"{path}: is an empty file")
+        raise InputError(f"{path}: is an empty file; copy or download it again")
     return _zip_kind(path) if head.startswith(b"PK") else _file_kind(head)
 
 
