@@ -21,6 +21,7 @@ import zoo_huggingface
 from cli.small_files import FILES, state
 from cli.tiny_models import HIDDEN, NEURONS, TINY, example, stack
 from data.small_tokenizers import TEXT, byte_level
+from frontend.tiny_adapter import adapt
 from frontend.tiny_gguf import write_gguf
 from moeify import api
 
@@ -84,6 +85,11 @@ def _shards(path: Path) -> None:
     _llama(path, "8KB")
 
 
+def _adapter(path: Path) -> None:
+    _llama(path.with_name("base-of-adapter"))
+    adapt(path.with_name("base-of-adapter"), path)
+
+
 def _moe(path: Path) -> None:
     """The tiny model, converted."""
     api.convert(stack().eval(), path, experts=4, top_k=2, example=example())
@@ -143,6 +149,9 @@ KINDS = (
               "model.safetensors.index.json"),
     InputKind("a shard", "shards", _shards, "convert shards -o new --experts 4",
               "model-00002-of-00005.safetensors"),
+    InputKind("the config of an adapter", "adapter", _adapter, "convert adapter -o new --experts 4", "adapter_config.json"),
+    InputKind("the weights of an adapter", "adapter", _adapter, "convert adapter -o new --experts 4",
+              "adapter_model.safetensors", guarded=safetensors_header),
     InputKind("a GGUF file", "tiny.gguf", write_gguf, "convert tiny.gguf -o new --experts 4", guarded=gguf_header),
     InputKind("a state_dict", "model.pt", FILES["model.pt"], f"convert model.pt {CONVERT}", guarded=zip_entries),
     InputKind("a state_dict of before torch 1.6", "old.pt", _old(state), f"convert old.pt {CONVERT}"),

@@ -15,36 +15,15 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import moeify
 from converted import distance, main_output
 from frontend.pickle_traps import CANARY
+from frontend.tiny_adapter import adapt
 from moeify.errors import InputError, MissingExtraError
 from moeify.frontend.load_model import load_model
 from zoo import ZOO, ids
-
-
-def _adapt(base: Path, adapter: Path, **options: Any) -> nn.Module:
-    """Saves an adapter with random weights; gives the merged model, as PEFT makes it."""
-    import transformers
-
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(base)
-    options = {
-        "r": 4,
-        "lora_alpha": 8,
-        "target_modules": ["q_proj", "up_proj", "down_proj"],
-        "task_type": "CAUSAL_LM",
-    } | options
-    wrapped: Any = peft.get_peft_model(model, peft.LoraConfig(**options))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
-            if parameter.requires_grad and "lora" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
-    wrapped.save_pretrained(adapter)
-    merged: nn.Module = wrapped.merge_and_unload().eval()
-    return merged
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +31,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     model: Any = ZOO["llama"]().model
     model.save_pretrained(folder / "base")
-    _adapt(folder / "base", folder / "adapter")
+    adapt(folder / "base", folder / "adapter")
     return folder
 
 
@@ -88,7 +67,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("options", [c[1] for c in KINDS], ids=[c[0] for c in KINDS])
 def test_an_adapter_is_merged(options: dict[str, Any], saved: Path, tmp_path: Path) -> None:
-    merged = _adapt(saved / "base", tmp_path / "adapter", **options)
+    merged = adapt(saved / "base", tmp_path / "adapter", **options)
     loaded = load_model(tmp_path / "adapter")
     assert type(loaded.model) is type(merged)
     assert distance(output(loaded.model), output(merged)) < 1e-6
