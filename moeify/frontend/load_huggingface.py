@@ -43,10 +43,9 @@ def load_huggingface(path: Path, dtype: torch.dtype, *, weights: bool = True) ->
         check_config(config, path, transformers)
         parsed = _or_input_error(path, lambda: transformers.AutoConfig.from_pretrained(path, **_SAFE))
         cls = model_class(transformers, parsed)
-        _or_input_error(path, lambda: check_parameters(cls, parsed, held.elements, str(path / "config.json")))
-        model, notes = (
-            _load(cls, path, path, dtype, {"use_safetensors": True}) if weights else (_outline(cls, parsed, dtype), ())
-        )
+        outline = _or_input_error(path, lambda: _outline(cls, parsed, dtype))
+        check_parameters(outline, held.elements, str(path / "config.json"))
+        model, notes = _load(cls, path, path, dtype, {"use_safetensors": True}) if weights else (outline, ())
         tokenizer, remark = (
             _tokenizer(transformers, path, path) if any((path / n).is_file() for n in _TOKENIZER) else (None, None)
         )
@@ -73,8 +72,9 @@ def load_gguf(path: Path, dtype: torch.dtype, *, weights: bool = True) -> Loaded
     with quiet_transformers("a GGUF model") as transformers:
         config = _or_input_error(path, lambda: transformers.AutoConfig.from_pretrained(folder, **file, **_SAFE))
         cls = model_class(transformers, config)
-        _or_input_error(path, lambda: check_parameters(cls, config, elements, str(path)))
-        model, notes = _load(cls, path, folder, dtype, file) if weights else (_outline(cls, config, dtype), ())
+        outline = _or_input_error(path, lambda: _outline(cls, config, dtype))
+        check_parameters(outline, elements, str(path))
+        model, notes = _load(cls, path, folder, dtype, file) if weights else (outline, ())
         tokenizer, remark = _tokenizer(transformers, path, folder, file)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are plain numbers now, and may be saved as such

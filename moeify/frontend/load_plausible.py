@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from moeify.errors import InputError
@@ -27,14 +26,14 @@ def check_layers(numbers: Mapping[str, Any], tensors: int, where: str) -> None:
             raise InputError(f"{where}: {key} is {value}, but there are only {tensors} tensors; mend or download it again")
 
 
-def check_parameters(cls: Any, config: Any, elements: int, where: str) -> None:
-    """Raises InputError where the model would have more than twice as many parameters as the weights have numbers."""
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        wanted = sum(parameter.numel() for parameter in cls(config).parameters())
+def check_parameters(outline: nn.Module, elements: int, where: str) -> None:
+    """Raises InputError where the model, of which values are not needed, has more than twice as many parameters as the weights
+    have numbers."""
+    wanted = sum(parameter.numel() for parameter in outline.parameters())
     if wanted > 2 * elements + 1_000_000:
         raise InputError(
-            f"{where}: describes a {cls.__name__} of {wanted:,} parameters, but the weights are {elements:,} numbers; "
-            "mend it or download it again"
+            f"{where}: describes a {type(outline).__name__} of {wanted:,} parameters, but the weights are {elements:,} "
+            "numbers; mend it or download it again"
         )
 
 
