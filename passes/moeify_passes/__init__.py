@@ -16,8 +16,12 @@ from moeify_passes.rewrite.insert_stochastic_experts import InsertStochasticExpe
 from moeify_passes.rewrite.split_experts import SplitExperts
 from moeify_passes.rewrite.upcycle_experts import UpcycleExperts
 from moeify_passes.routers.average_key import AverageKey
+from moeify_passes.routers.mlp_classifier import MlpClassifier
 from moeify_passes.routers.norm_regression import NormRegression
 from moeify_passes.routers.random_router import RandomRouter
+from moeify_passes.routers.representative_neuron import RepresentativeNeuron
+from moeify_passes.routers.similarity import Similarity
+from moeify_passes.routers.spectral import Spectral
 from moeify_passes.upcycling.checkpoints import Checkpoints
 from moeify_passes.upcycling.copies import Copies
 from moeify_passes.upcycling.drop import Drop
@@ -51,10 +55,14 @@ __all__ = [
     "InsertRouter",
     "InsertStochasticExperts",
     "MatchDense",
+    "MlpClassifier",
     "Noise",
     "NormRegression",
     "Random",
     "RandomRouter",
+    "RepresentativeNeuron",
+    "Similarity",
+    "Spectral",
     "SplitExperts",
     "UpcycleExperts",
 ]

@@ -66,3 +66,8 @@ def expert_norms(rows: ExpertRows, x: Tensor, of_neurons: bool = False) -> Tenso
     """The L2 norm of each expert's output (or of its neuron outputs h), [tokens, experts]."""
     part = rows.neuron_outputs if of_neurons else rows.output
     return torch.stack([part(x, expert).norm(dim=1) for expert in range(rows.experts)], dim=1)
+
+
+def expert_masses(rows: ExpertRows, x: Tensor) -> Tensor:
+    """The sum of |h_i| over each expert's neurons, [tokens, experts]."""
+    return torch.stack([rows.neuron_outputs(x, expert).abs().sum(1) for expert in range(rows.experts)], dim=1)

@@ -18,9 +18,8 @@ from moeify.pipeline.context import PassContext
 from moeify_passes.experts.activation_markers import ActivationMarkers
 from moeify_passes.experts.balanced_k_means import BalancedKMeans
 from moeify_passes.experts.expert_sizes import expert_sizes
-from moeify_passes.experts.markers import marker_rates
 from moeify_passes.experts.random import Random
-from moeify_passes.strategies import ExpertStrategy
+from moeify_passes.strategies import ExpertStrategy, Shares
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,8 @@ class ClusterNeurons:
     def _shared(self, site: FeedForward, size: int, context: PassContext) -> Tensor:
         if size == 0:
             return torch.empty(0, dtype=torch.int64)
-        marking = self.by if isinstance(self.by, ActivationMarkers) else ActivationMarkers()
-        inputs = context.get(site, ActivationSample).inputs
-        rates = marker_rates(site, inputs, marking.top, marking.weighted)
-        return rates.argsort(descending=True, stable=True)[:size].sort().values
+        by = self.by if isinstance(self.by, Shares) else ActivationMarkers()
+        return by.share(site, size, context)
 
 
 def _as_asked(site: FeedForward, groups: tuple[Tensor, ...], neurons: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:

@@ -21,9 +21,13 @@ from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
 from moeify_passes.rewrite.same_spec import same_spec
 from moeify_passes.routers.average_key import AverageKey
+from moeify_passes.routers.mlp_classifier import MlpClassifier
 from moeify_passes.routers.norm_regression import NormRegression
 from moeify_passes.routers.random_router import RandomRouter
+from moeify_passes.routers.representative_neuron import RepresentativeNeuron
 from moeify_passes.routers.router_share import measure_router
+from moeify_passes.routers.similarity import Similarity
+from moeify_passes.routers.spectral import Spectral
 from moeify_passes.strategies import RouterStrategy
 
 
@@ -43,7 +47,16 @@ class InsertRouter:
     gate: GateRule = "one"
     normalize: bool = False
     detach_sum: bool = False
-    by: AverageKey | NormRegression | RandomRouter | RouterStrategy = field(default_factory=AverageKey)
+    by: (
+        AverageKey
+        | NormRegression
+        | RandomRouter
+        | Similarity
+        | MlpClassifier
+        | RepresentativeNeuron
+        | Spectral
+        | RouterStrategy
+    ) = field(default_factory=AverageKey)
 
     name: ClassVar[str] = "insert-router"
     gives: ClassVar[tuple[type[Fact], ...]] = (Routing,)
