@@ -41,6 +41,19 @@ class NeuronStatistics:
 
 
 @dataclass(frozen=True, eq=False)
+class CoActivation:
+    """A graph of neurons that fire together: every edge stands in it in both directions.
+
+    neighbours [edges] (int64) of neuron i, ascending, and their weights [edges] (float32, above 0) stand at offsets[i] ..
+    offsets[i + 1]; offsets: int64 [neurons + 1].
+    """
+
+    offsets: Tensor
+    neighbours: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class NeuronGroups:
     """A clustering of neurons: groups (int64 indices, one tensor an expert) and the neurons of a shared expert."""
 
@@ -70,4 +83,4 @@ class Routing:
     threshold: float | None
 
 
-Fact = FeedForwards | CalibrationData | ActivationSample | NeuronStatistics | NeuronGroups | Experts | Routing
+Fact = FeedForwards | CalibrationData | ActivationSample | NeuronStatistics | CoActivation | NeuronGroups | Experts | Routing

@@ -6,9 +6,11 @@ from moeify.pipeline.contract import Pass
 from moeify_passes.analyse.calibrate import Calibrate
 from moeify_passes.analyse.cluster_neurons import ClusterNeurons
 from moeify_passes.analyse.find_feed_forward import FindFeedForward
+from moeify_passes.analyse.measure_co_activation import MeasureCoActivation
 from moeify_passes.check.match_dense import MatchDense
 from moeify_passes.experts.activation_markers import ActivationMarkers
 from moeify_passes.experts.balanced_k_means import BalancedKMeans
+from moeify_passes.experts.co_activation_graph import CoActivationGraph
 from moeify_passes.experts.random import Random
 from moeify_passes.rewrite.compensate import Compensate
 from moeify_passes.rewrite.insert_router import InsertRouter
@@ -31,6 +33,7 @@ from moeify_passes.upcycling.noise import Noise
 PASSES: tuple[type[Pass], ...] = (
     FindFeedForward,
     Calibrate,
+    MeasureCoActivation,
     ClusterNeurons,
     SplitExperts,
     UpcycleExperts,
@@ -48,6 +51,7 @@ __all__ = [
     "Calibrate",
     "Checkpoints",
     "ClusterNeurons",
+    "CoActivationGraph",
     "Compensate",
     "Copies",
     "Drop",
@@ -55,6 +59,7 @@ __all__ = [
     "InsertRouter",
     "InsertStochasticExperts",
     "MatchDense",
+    "MeasureCoActivation",
     "MlpClassifier",
     "Noise",
     "NormRegression",

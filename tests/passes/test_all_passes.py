@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import moeify_passes
-from moeify.ir.facts import ActivationSample, Experts, Fact, FeedForwards, NeuronGroups, NeuronStatistics, Routing
+from moeify.ir.facts import ActivationSample, CoActivation, Experts, Fact, FeedForwards, NeuronGroups, NeuronStatistics, Routing
 from moeify.ir.model_graph import ModelGraph
 from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
@@ -38,6 +38,7 @@ def prepared() -> tuple[ModelGraph, PassContext]:
     context.put(None, FeedForwards(1, 0))
     context.put(site, ActivationSample(correlated_inputs(400), 400))
     context.put(site, NeuronStatistics(400, torch.zeros(site.neurons), torch.ones(site.neurons)))
+    context.put(site, CoActivation(torch.zeros(site.neurons + 1, dtype=torch.int64), torch.zeros(0).long(), torch.zeros(0)))
     context.put(site, NeuronGroups(groups, torch.empty(0, dtype=torch.int64)))
     context.put(site, Experts((3,) * 16, True))
     return graph, context

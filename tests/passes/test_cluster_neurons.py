@@ -8,22 +8,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeify.errors import UsageError
-from moeify.ir.facts import ActivationSample, FeedForwards, NeuronGroups
+from moeify.ir.facts import ActivationSample, CoActivation, FeedForwards, NeuronGroups
 from moeify.ir.feed_forward import FeedForward
 from moeify_passes.analyse.cluster_neurons import ClusterNeurons
+from moeify_passes.analyse.measure_co_activation import MeasureCoActivation
 from moeify_passes.experts.activation_markers import ActivationMarkers
 from moeify_passes.experts.balanced_k_means import BalancedKMeans
+from moeify_passes.experts.co_activation_graph import CoActivationGraph
 from moeify_passes.experts.markers import marker_rates
 from moeify_passes.experts.random import Random
 from passes.tiny import SITES, correlated_inputs, graph_of, random_site, sampled_context
 
-BY: dict[str, Any] = {"random": Random(), "k-means": BalancedKMeans(), "markers": ActivationMarkers()}
+BY: dict[str, Any] = {
+    "random": Random(),
+    "k-means": BalancedKMeans(),
+    "markers": ActivationMarkers(),
+    "co-activation, spectral": CoActivationGraph("spectral"),
+    "co-activation, metis": CoActivationGraph("metis"),
+}
 STRATEGIES = pytest.mark.parametrize("by", BY.values(), ids=BY)
 
 
 def groups_of(step: ClusterNeurons, site: FeedForward, seed: int = 0) -> NeuronGroups:
     graph = graph_of(site)
     context = sampled_context(graph, seed=seed)
+    if CoActivation in step.needs:
+        MeasureCoActivation(neighbours=8, tokens=200).run(graph, context)
     assert not step.run(graph, context)
     return context.get(site, NeuronGroups)
 

@@ -17,6 +17,7 @@ from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
 from moeify_passes.experts.activation_markers import ActivationMarkers
 from moeify_passes.experts.balanced_k_means import BalancedKMeans
+from moeify_passes.experts.co_activation_graph import CoActivationGraph
 from moeify_passes.experts.expert_sizes import expert_sizes
 from moeify_passes.experts.random import Random
 from moeify_passes.strategies import ExpertStrategy, Shares
@@ -34,7 +35,7 @@ class ClusterNeurons:
     experts: int = 16
     shared_experts: int = 0
     unequal: bool = False
-    by: Random | BalancedKMeans | ActivationMarkers | ExpertStrategy = field(default_factory=BalancedKMeans)
+    by: Random | BalancedKMeans | ActivationMarkers | CoActivationGraph | ExpertStrategy = field(default_factory=BalancedKMeans)
 
     name: ClassVar[str] = "cluster-neurons"
     gives: ClassVar[tuple[type[Fact], ...]] = (NeuronGroups,)
