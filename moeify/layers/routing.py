@@ -50,8 +50,7 @@ def route(scores: Tensor, rule: ChoiceRule, selection_bias: Tensor | None) -> Ro
     """
     precise = scores if scores.dtype == torch.float64 else scores.float()
     values = _VALUES[rule.gate_rule](precise)
-    steered = values.detach() if selection_bias is None else values.detach() + selection_bias.to(values.dtype)
-    chosen = choose(steered, rule.top_k, rule.threshold)
+    chosen = choose(_steered(values, selection_bias), rule.top_k, rule.threshold)
     gates = _straight_through(values) if rule.gate_rule == "one" else values
     gates = gates.masked_fill(~chosen, 0.0)
     if rule.normalize:
@@ -59,6 +58,11 @@ def route(scores: Tensor, rule: ChoiceRule, selection_bias: Tensor | None) -> Ro
         total = total.detach() if rule.detach_sum else total
         gates = gates / total.masked_fill(total == 0, 1.0)
     return Routing(scores, chosen, gates)
+
+
+def choice_values(scores: Tensor, gate_rule: GateRule, selection_bias: Tensor | None) -> Tensor:
+    """What top-k and threshold compare, [tokens, experts] of scores [tokens, experts], in float32 or float64."""
+    return _steered(_VALUES[gate_rule](scores if scores.dtype == torch.float64 else scores.float()), selection_bias)
 
 
 def choose(values: Tensor, top_k: int | None, threshold: float | None) -> Tensor:
@@ -74,6 +78,10 @@ def choose(values: Tensor, top_k: int | None, threshold: float | None) -> Tensor
         best = values.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
         chosen = torch.zeros_like(chosen).scatter_(-1, best, True)
     return chosen if threshold is None else chosen & (values >= threshold)
+
+
+def _steered(values: Tensor, selection_bias: Tensor | None) -> Tensor:
+    return values.detach() if selection_bias is None else values.detach() + selection_bias.to(values.dtype)
 
 
 def _straight_through(scores: Tensor) -> Tensor:

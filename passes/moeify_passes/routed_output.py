@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from moeify.ir.moe_spec import MoESpec
@@ -10,9 +11,12 @@ from moeify_passes.routers.choice import route_tokens
 
 
 def routed_output(spec: MoESpec, rows: ExpertRows, x: Tensor) -> Tensor:
-    """The layer's output without its output bias, [tokens, output] (docs/moe-layer.md)."""
-    routing = route_tokens(spec, x)
-    chosen, gates = routing.chosen, routing.gates
+    """The layer's output without its output bias, [tokens, output] (docs/moe-layer.md); without a router all experts are on."""
+    if spec.router is None:
+        chosen, gates = torch.ones(len(x), rows.experts, dtype=torch.bool), torch.ones(len(x), rows.experts)
+    else:
+        routing = route_tokens(spec, x)
+        chosen, gates = routing.chosen, routing.gates
     y = rows.shared_output(x)
     for expert in range(rows.experts):
         on = chosen[:, expert]
