@@ -54,6 +54,19 @@ class CoActivation:
 
 
 @dataclass(frozen=True, eq=False)
+class NeuronImportance:
+    """How much each neuron matters to the model's loss, by group of similar text.
+
+    values: float32 [groups, neurons], the sum of |h_i dL/dh_i| over the group's tokens. centres: float32 [groups, hidden], the
+    mean FFN input of each group. tokens: int64 [groups].
+    """
+
+    values: Tensor
+    centres: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class NeuronGroups:
     """A clustering of neurons: groups (int64 indices, one tensor an expert) and the neurons of a shared expert."""
 
@@ -83,4 +96,14 @@ class Routing:
     threshold: float | None
 
 
-Fact = FeedForwards | CalibrationData | ActivationSample | NeuronStatistics | CoActivation | NeuronGroups | Experts | Routing
+Fact = (
+    FeedForwards
+    | CalibrationData
+    | ActivationSample
+    | NeuronStatistics
+    | CoActivation
+    | NeuronImportance
+    | NeuronGroups
+    | Experts
+    | Routing
+)

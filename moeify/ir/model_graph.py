@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -32,6 +32,18 @@ class Walk(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class OutputGradient:
+    """One FFN on one batch: inputs [tokens, hidden], and the gradient of the model's loss by its outputs [tokens, output]."""
+
+    inputs: Tensor
+    gradient: Tensor
+
+
+#: What a backward pass goes out from: see `Host.gradients`.
+Loss = Literal["auto", "next-token", "energy"]
+
+
 class Host(Protocol):
     """Where the sites stand: an eager module, an ONNX graph, or shards on disk."""
 
@@ -47,6 +59,14 @@ class Host(Protocol):
     def walk(self, batches: Iterable[Batch], prefix: str, memory: int) -> AbstractContextManager[Walk]:
         """A journey on those batches; prefix is "converted" (what was spliced is used) or "dense"; memory in bytes is what
         the values alive between two sites may take, the rest is kept in a temporary file."""
+        ...
+
+    def gradients(self, batches: Iterable[Batch], loss: Loss) -> Iterator[dict[str, OutputGradient]]:
+        """One backward pass of the dense model a batch: what comes back at each FFN, by site path, tokens as a walk gives them.
+
+        loss: "next-token", the summed cross-entropy of a causal language model; "energy", half the squared distance of every
+        output vector from its own mean, for all other models; "auto": whichever fits. Only before anything is spliced.
+        """
         ...
 
     def splice(self, site: FeedForward, spec: MoESpec) -> None:

@@ -39,6 +39,8 @@ def configure(
         ("find-feed-forward", "layers", layers),
         ("calibrate", "tokens", tokens),
     ]
+    if plan.has("measure-importance"):  # it makes an expert of each group
+        wanted += [("measure-importance", "groups", experts), ("measure-importance", "tokens", tokens)]
     if active is not None:
         plan = plan.set("insert-router", "active", active).set("insert-router", "top_k", None)
     if top_k is not None and router == "insert-router":

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 
+from moeify.errors import ConversionError
 from moeify.frontend.loaded import LoadedModel
 from moeify.frontend.match import Found, match
 from moeify.frontend.trace import Traced, trace
 from moeify.ir.feed_forward import FeedForward, Refusal
-from moeify.ir.model_graph import Batch
+from moeify.ir.model_graph import Batch, Loss, OutputGradient
 from moeify.ir.moe_spec import MoESpec
 from moeify.layers.moe_layer import MoELayer
 from moeify.splice.eager import install
+from moeify.splice.gradients import output_gradients
 from moeify.splice.walk import GraphWalk
 
 
@@ -47,6 +49,13 @@ class EagerHost:
         assert self._found is not None
         layers = self.layers if prefix == "converted" else None
         return GraphWalk(self.model, self.traced, self._found, batches, layers, memory)
+
+    def gradients(self, batches: Iterable[Batch], loss: Loss) -> Iterator[dict[str, OutputGradient]]:
+        self.find()
+        assert self._found is not None
+        if self.layers:
+            raise ConversionError("gradients are those of the dense model: ask for them before a layer is converted")
+        return output_gradients(self.model, self.traced, self._found, batches, loss)
 
     def splice(self, site: FeedForward, spec: MoESpec) -> None:
         device = next(self.model.parameters()).device

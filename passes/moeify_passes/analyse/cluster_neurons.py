@@ -20,6 +20,7 @@ from moeify_passes.experts.balanced_k_means import BalancedKMeans
 from moeify_passes.experts.co_activation_graph import CoActivationGraph
 from moeify_passes.experts.contributions import contributions
 from moeify_passes.experts.expert_sizes import expert_sizes, sizes_beside
+from moeify_passes.experts.gradient_importance import GradientImportance
 from moeify_passes.experts.random import Random
 from moeify_passes.strategies import ExpertStrategy, Shares
 
@@ -43,7 +44,9 @@ class ClusterNeurons:
     unequal: bool = False
     shared: float | None = None
     shared_by: Literal["rate", "contribution"] = "rate"
-    by: Random | BalancedKMeans | ActivationMarkers | CoActivationGraph | ExpertStrategy = field(default_factory=BalancedKMeans)
+    by: Random | BalancedKMeans | ActivationMarkers | CoActivationGraph | GradientImportance | ExpertStrategy = field(
+        default_factory=BalancedKMeans
+    )
 
     name: ClassVar[str] = "cluster-neurons"
     gives: ClassVar[tuple[type[Fact], ...]] = (NeuronGroups,)
@@ -82,7 +85,7 @@ class ClusterNeurons:
             shared = self._shared(site, shared_size, context)
             routed = torch.ones(site.neurons, dtype=torch.bool).index_fill_(0, shared, False).nonzero().flatten()
             groups = self.by.group(site, routed, expert_size, context)
-            context.put(site, NeuronGroups(_as_asked(site, groups, routed, expert_size), shared))
+            context.put(site, NeuronGroups(self._as_asked(site, groups, routed, expert_size), shared))
         return False
 
     def foresee(self, site: FeedForward, config: MoEConfig | None) -> MoEConfig:
@@ -104,12 +107,18 @@ class ClusterNeurons:
         by = self.by if isinstance(self.by, Shares) else ActivationMarkers()
         return by.share(site, size, context)
 
-
-def _as_asked(site: FeedForward, groups: tuple[Tensor, ...], neurons: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """The groups. Raises ConversionError where a strategy gave others than it was asked for."""
-    found = tuple(len(group) for group in groups)
-    if found != sizes or not torch.equal(torch.cat(groups).sort().values, neurons):
-        raise ConversionError(
-            f"{site.path}: cluster-neurons.by gave groups of {found} neurons; asked for were {sizes}, each neuron in one group"
-        )
-    return groups
+    def _as_asked(
+        self, site: FeedForward, groups: tuple[Tensor, ...], neurons: Tensor, sizes: tuple[int, ...]
+    ) -> tuple[Tensor, ...]:
+        """The groups. Raises ConversionError where a strategy gave others than it was asked for; only one that says that its
+        experts overlap may use a neuron twice, or not at all."""
+        found, together = tuple(len(group) for group in groups), torch.cat(groups).sort().values
+        if getattr(self.by, "overlap", False):
+            right, each = bool(torch.isin(together, neurons).all()), "all of them routed ones"
+        else:
+            right, each = torch.equal(together, neurons), "each neuron in one group"
+        if found != sizes or not right:
+            raise ConversionError(
+                f"{site.path}: cluster-neurons.by gave groups of {found} neurons; asked for were {sizes}, {each}"
+            )
+        return groups

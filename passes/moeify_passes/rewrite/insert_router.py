@@ -29,6 +29,7 @@ from moeify_passes.routers.representative_neuron import RepresentativeNeuron
 from moeify_passes.routers.router_share import measure_router
 from moeify_passes.routers.similarity import Similarity
 from moeify_passes.routers.spectral import Spectral
+from moeify_passes.routers.text_centres import TextCentres
 from moeify_passes.routers.threshold import active_share, calibrated_threshold
 from moeify_passes.strategies import RouterStrategy
 
@@ -61,6 +62,7 @@ class InsertRouter:
         | MlpClassifier
         | RepresentativeNeuron
         | Spectral
+        | TextCentres
         | RouterStrategy
     ) = field(default_factory=AverageKey)
     choice: Literal["top-k", "threshold"] = "top-k"
