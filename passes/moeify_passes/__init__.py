@@ -13,6 +13,7 @@ from moeify_passes.experts.random import Random
 from moeify_passes.rewrite.compensate import Compensate
 from moeify_passes.rewrite.insert_router import InsertRouter
 from moeify_passes.rewrite.insert_stochastic_experts import InsertStochasticExperts
+from moeify_passes.rewrite.keep_neurons import KeepNeurons
 from moeify_passes.rewrite.split_experts import SplitExperts
 from moeify_passes.rewrite.upcycle_experts import UpcycleExperts
 from moeify_passes.routers.average_key import AverageKey
@@ -29,6 +30,7 @@ PASSES: tuple[type[Pass], ...] = (
     Calibrate,
     ClusterNeurons,
     SplitExperts,
+    KeepNeurons,
     UpcycleExperts,
     MatchDense,
     InsertRouter,
@@ -50,6 +52,7 @@ __all__ = [
     "FindFeedForward",
     "InsertRouter",
     "InsertStochasticExperts",
+    "KeepNeurons",
     "MatchDense",
     "Noise",
     "NormRegression",
