@@ -17,6 +17,7 @@ from moeify_passes.experts.random import Random
 from moeify_passes.rewrite.compensate import Compensate
 from moeify_passes.rewrite.insert_router import InsertRouter
 from moeify_passes.rewrite.insert_stochastic_experts import InsertStochasticExperts
+from moeify_passes.rewrite.keep_neurons import KeepNeurons
 from moeify_passes.rewrite.scale_experts import ScaleExperts
 from moeify_passes.rewrite.split_experts import SplitExperts
 from moeify_passes.rewrite.upcycle_experts import UpcycleExperts
@@ -41,6 +42,7 @@ PASSES: tuple[type[Pass], ...] = (
     MeasureCoActivation,
     ClusterNeurons,
     SplitExperts,
+    KeepNeurons,
     UpcycleExperts,
     MatchDense,
     InsertRouter,
@@ -65,6 +67,7 @@ __all__ = [
     "GradientImportance",
     "InsertRouter",
     "InsertStochasticExperts",
+    "KeepNeurons",
     "MatchDense",
     "MeasureCoActivation",
     "MeasureImportance",
