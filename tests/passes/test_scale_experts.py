@@ -60,9 +60,7 @@ def test_the_fitted_factor_has_the_least_squared_error(caption: str) -> None:
 def test_copies_of_the_ffn_are_refused() -> None:
     graph = graph_of(random_site("a"))
     graph.specs["a"] = MoESpec((torch.arange(48), torch.arange(48)), normalize=True, shards=1)
-    with pytest.raises(
-        ConversionError, match="a: experts that are copies of the FFN have their own scale"
-    ):
+    with pytest.raises(ConversionError, match="a: experts that are copies of the FFN have their own scale"):
         ScaleExperts(2.0).run(graph, sampled_context(graph))
 
 
