@@ -14,9 +14,11 @@ from moeify_passes.rewrite.compensate import Compensate
 from moeify_passes.rewrite.insert_router import InsertRouter
 from moeify_passes.rewrite.insert_stochastic_experts import InsertStochasticExperts
 from moeify_passes.rewrite.keep_neurons import KeepNeurons
+from moeify_passes.rewrite.refit_outputs import RefitOutputs
 from moeify_passes.rewrite.split_experts import SplitExperts
 from moeify_passes.rewrite.upcycle_experts import UpcycleExperts
 from moeify_passes.routers.average_key import AverageKey
+from moeify_passes.routers.gain_regression import GainRegression
 from moeify_passes.routers.norm_regression import NormRegression
 from moeify_passes.routers.random_router import RandomRouter
 from moeify_passes.upcycling.checkpoints import Checkpoints
@@ -36,6 +38,7 @@ PASSES: tuple[type[Pass], ...] = (
     InsertRouter,
     InsertStochasticExperts,
     Compensate,
+    RefitOutputs,
 )
 
 __all__ = [
@@ -50,6 +53,7 @@ __all__ = [
     "Copies",
     "Drop",
     "FindFeedForward",
+    "GainRegression",
     "InsertRouter",
     "InsertStochasticExperts",
     "KeepNeurons",
@@ -58,6 +62,7 @@ __all__ = [
     "NormRegression",
     "Random",
     "RandomRouter",
+    "RefitOutputs",
     "SplitExperts",
     "UpcycleExperts",
 ]

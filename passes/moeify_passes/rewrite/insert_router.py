@@ -22,6 +22,7 @@ from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
 from moeify_passes.rewrite.same_spec import same_spec
 from moeify_passes.routers.average_key import AverageKey
+from moeify_passes.routers.gain_regression import GainRegression
 from moeify_passes.routers.norm_regression import NormRegression
 from moeify_passes.routers.random_router import RandomRouter
 from moeify_passes.routers.router_share import measure_router
@@ -49,7 +50,7 @@ class InsertRouter:
     gate: GateRule = "one"
     normalize: bool = False
     detach_sum: bool = False
-    by: AverageKey | NormRegression | RandomRouter | RouterStrategy = field(default_factory=AverageKey)
+    by: AverageKey | NormRegression | GainRegression | RandomRouter | RouterStrategy = field(default_factory=AverageKey)
     choice: Literal["top-k", "threshold"] = "top-k"
     most: int | None = None
 
