@@ -14,6 +14,10 @@ from torch.nn import functional as F
 from moeify.ir.activations import activation
 from moeify.layers.routing import ChoiceRule, Routing, route
 
+#: So many routed experts or more, of fewer rows than that on average, are computed all at once: a step for each would cost more
+#: than it saves.
+_MANY, _SMALL = 128, 32
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
@@ -29,6 +33,12 @@ class Rows:
     def keys(self) -> tuple[Tensor, Tensor | None]:
         """The rows that decide whether a neuron fires (gate rows if gated, else up rows) and their bias."""
         return (self.up, self.up_bias) if self.gate is None else (self.gate, self.gate_bias)
+
+    def picked(self, places: Tensor) -> Rows:
+        """The rows at those places (int64 indices)."""
+        fields = (self.gate, self.up_bias, self.gate_bias)
+        others = (None if tensor is None else tensor.index_select(0, places) for tensor in fields)
+        return Rows(self.up.index_select(0, places), self.down.index_select(0, places), *others)
 
     def runs(self, sizes: list[int]) -> list[Rows]:
         """Runs of those sizes, as views. One split a tensor, for its backward writes one gradient, not one an expert."""
@@ -83,6 +93,8 @@ def run_layer(x: Tensor, scores: Tensor, weights: LayerWeights, rule: ChoiceRule
     gates = None if rule.unit_gates and not routing.gates.requires_grad else routing.gates
     if rule.chooses_all(scores.shape[-1]):
         return run_all(x, weights, gates)
+    if scores.shape[-1] >= _MANY and sum(weights.sizes[1:]) < _SMALL * scores.shape[-1]:
+        return run_fine(x, weights, routing, gates)
     return run_chosen(x, weights, routing, gates)
 
 
@@ -114,6 +126,24 @@ def run_chosen(x: Tensor, weights: LayerWeights, routing: Routing, gates: Tensor
         h = h if of_pair is None else h * of_pair[e]
         down = rows.down.to(x.dtype)
         y = torch.addmm(y, h, down) if everywhere else y.index_add_(0, tokens, h @ down)
+    if weights.idle is not None:
+        y = torch.addmm(y, (~routing.chosen).to(x.dtype), weights.idle.to(x.dtype))
+    return _compensated(x, y, weights)
+
+
+def run_fine(x: Tensor, weights: LayerWeights, routing: Routing, gates: Tensor | None) -> Tensor:
+    """The same for many experts of few rows, all at once: rows that any token uses are gathered, and masked for each token."""
+    shared, *sizes = weights.sizes
+    counts = torch.tensor(sizes, device=x.device)
+    of_row = torch.arange(len(sizes), device=x.device).repeat_interleave(counts, output_size=sum(sizes))
+    used = routing.chosen.any(0)[of_row].nonzero().flatten()
+    places = torch.cat((torch.arange(shared, device=x.device), used + shared))
+    rows = weights.rows if len(places) == len(weights.rows.up) else weights.rows.picked(places)
+    h = _hidden(x, rows, weights)
+    if gates is not None:
+        h = h * F.pad(gates.to(x.dtype)[:, of_row[used]], (shared, 0), value=1.0)
+    h = h.masked_fill(F.pad(~routing.chosen[:, of_row[used]], (shared, 0), value=False), 0.0)
+    y = _linear(h, rows.down.T, weights.output_bias)
     if weights.idle is not None:
         y = torch.addmm(y, (~routing.chosen).to(x.dtype), weights.idle.to(x.dtype))
     return _compensated(x, y, weights)

@@ -18,10 +18,12 @@ from moeify_passes.rewrite.compensate import Compensate
 from moeify_passes.rewrite.insert_router import InsertRouter
 from moeify_passes.rewrite.insert_stochastic_experts import InsertStochasticExperts
 from moeify_passes.rewrite.keep_neurons import KeepNeurons
+from moeify_passes.rewrite.refit_outputs import RefitOutputs
 from moeify_passes.rewrite.scale_experts import ScaleExperts
 from moeify_passes.rewrite.split_experts import SplitExperts
 from moeify_passes.rewrite.upcycle_experts import UpcycleExperts
 from moeify_passes.routers.average_key import AverageKey
+from moeify_passes.routers.gain_regression import GainRegression
 from moeify_passes.routers.mlp_classifier import MlpClassifier
 from moeify_passes.routers.norm_regression import NormRegression
 from moeify_passes.routers.random_router import RandomRouter
@@ -49,6 +51,7 @@ PASSES: tuple[type[Pass], ...] = (
     InsertStochasticExperts,
     ScaleExperts,
     Compensate,
+    RefitOutputs,
 )
 
 __all__ = [
@@ -64,6 +67,7 @@ __all__ = [
     "Copies",
     "Drop",
     "FindFeedForward",
+    "GainRegression",
     "GradientImportance",
     "InsertRouter",
     "InsertStochasticExperts",
@@ -76,6 +80,7 @@ __all__ = [
     "NormRegression",
     "Random",
     "RandomRouter",
+    "RefitOutputs",
     "RepresentativeNeuron",
     "ScaleExperts",
     "Similarity",

@@ -37,12 +37,21 @@ class ExpertRows:
         """h(x) of the expert's rows, [tokens, rows]."""
         return self._neurons(x, self.offsets[expert], self.offsets[expert + 1])
 
+    def hidden(self, x: Tensor) -> Tensor:
+        """h(x) of all rows, [tokens, rows]."""
+        return self._neurons(x, 0, self.offsets[-1])
+
     def all_on(self, x: Tensor) -> Tensor:
         """The sum of all experts and the output bias, [tokens, output]."""
-        y = self.shared_output(x)
-        for expert in range(self.experts):
-            y += self.output(x, expert)
-        return y + self.tensors.get("output_bias", 0.0)
+        return self._output(x, 0, self.offsets[-1]) + self.tensors.get("output_bias", 0.0)
+
+    def gated_outputs(self, x: Tensor, gates: Tensor) -> Tensor:
+        """h(x) of all rows times the gate of the expert that each is in, 1 in the shared one: [tokens, rows] of gates [tokens,
+        experts]. A gate of 0 gives 0 whatever h is."""
+        sizes = torch.tensor(self.offsets).diff()
+        of_rows = gates.repeat_interleave(sizes, dim=1, output_size=int(sizes.sum()))
+        of_rows = F.pad(of_rows, (self.offsets[0], 0), value=1.0)
+        return (self.hidden(x) * of_rows).masked_fill_(of_rows == 0, 0.0)
 
     def _output(self, x: Tensor, start: int, end: int) -> Tensor:
         return self._neurons(x, start, end) @ self.tensors["down"][start:end]
@@ -64,6 +73,8 @@ def expert_rows(site: FeedForward, spec: MoESpec) -> ExpertRows:
 
 def expert_norms(rows: ExpertRows, x: Tensor, of_neurons: bool = False) -> Tensor:
     """The L2 norm of each expert's output (or of its neuron outputs h), [tokens, experts]."""
+    if rows.experts == rows.offsets[-1] - rows.offsets[0] and not of_neurons:
+        return squared_norms(rows, x).sqrt_()
     part = rows.neuron_outputs if of_neurons else rows.output
     return torch.stack([part(x, expert).norm(dim=1) for expert in range(rows.experts)], dim=1)
 
@@ -71,3 +82,11 @@ def expert_norms(rows: ExpertRows, x: Tensor, of_neurons: bool = False) -> Tenso
 def expert_masses(rows: ExpertRows, x: Tensor) -> Tensor:
     """The sum of |h_i| over each expert's neurons, [tokens, experts]."""
     return torch.stack([rows.neuron_outputs(x, expert).abs().sum(1) for expert in range(rows.experts)], dim=1)
+
+
+def squared_norms(rows: ExpertRows, x: Tensor) -> Tensor:
+    """||E_e(x)||^2, [tokens, experts]."""
+    if rows.experts == rows.offsets[-1] - rows.offsets[0]:  # a neuron each
+        h = rows.hidden(x)[:, rows.offsets[0] :]
+        return h.square_() * rows.tensors["down"][rows.offsets[0] :].square().sum(1)
+    return expert_norms(rows, x).square_()

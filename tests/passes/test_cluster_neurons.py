@@ -37,6 +37,7 @@ def groups_of(step: ClusterNeurons, site: FeedForward, seed: int = 0) -> NeuronG
     if CoActivation in step.needs:
         MeasureCoActivation(neighbours=8, tokens=200).run(graph, context)
     if NeuronImportance in step.needs:
+        assert isinstance(step.experts, int)
         generator = torch.Generator().manual_seed(1)
         values = torch.rand(step.experts, site.neurons, generator=generator)
         context.put(site, NeuronImportance(values, torch.zeros(step.experts, site.hidden), torch.ones(step.experts)))

@@ -29,9 +29,9 @@ from moeify_passes.strategies import ExpertStrategy, Shares
 class ClusterNeurons:
     """Groups of neurons: one for each routed expert, and those of the shared expert.
 
-    experts: the number of routed experts. shared_experts: the size of the shared expert in units of a routed one. The FFN is
-    cut into experts + shared_experts equal parts; unequal: where they do not divide it, sizes may differ by one. by: how to
-    group.
+    experts: the number of routed experts; "neurons": every neuron is one, and there is nothing to group. shared_experts: the
+    size of the shared expert in units of a routed one. The FFN is cut into experts + shared_experts equal parts; unequal: where
+    they do not divide it, sizes may differ by one. by: how to group.
 
     shared: instead of shared_experts, the shared expert's part of the neurons (0 to 1): as many neurons as leave equal routed
     experts, or with `unequal` exactly that part. shared_by: which neurons it takes, which needs calibration data: those that
@@ -39,7 +39,7 @@ class ClusterNeurons:
     the largest E[h^2] ||down row||^2 ("contribution").
     """
 
-    experts: int = 16
+    experts: int | Literal["neurons"] = 16
     shared_experts: int = 0
     unequal: bool = False
     shared: float | None = None
@@ -54,7 +54,9 @@ class ClusterNeurons:
     rewrites: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.experts < 1:
+        if isinstance(self.experts, str) and self.experts != "neurons":
+            raise UsageError(f"cluster-neurons.experts is {self.experts!r}: choose a number, or neurons")
+        if isinstance(self.experts, int) and self.experts < 1:
             raise UsageError(f"cluster-neurons.experts is {self.experts}: choose 1 or more")
         if self.shared_experts < 0:
             raise UsageError(f"cluster-neurons.shared_experts is {self.shared_experts}: choose 0 or more")
@@ -70,9 +72,11 @@ class ClusterNeurons:
     @property
     def needs(self) -> tuple[type[Fact], ...]:
         kind = ActivationSample if self.shared_by == "rate" else NeuronStatistics
-        own = self.shared_by == "rate" and isinstance(self.by, Shares)
-        found = (kind,) if (self.shared_experts or self.shared) and not own else ()
-        return tuple(dict.fromkeys((FeedForwards, *self.by.needs, *found)))
+        shares = bool(self.shared_experts or self.shared)
+        own = shares and self.shared_by == "rate" and isinstance(self.by, Shares)
+        found = (kind,) if shares and not own else ()
+        by = () if self.experts == "neurons" and not own else self.by.needs
+        return tuple(dict.fromkeys((FeedForwards, *by, *found)))
 
     @property
     def uses(self) -> tuple[type[Fact], ...]:
@@ -84,8 +88,11 @@ class ClusterNeurons:
         for site, (shared_size, expert_size) in zip(graph.sites, sizes):
             shared = self._shared(site, shared_size, context)
             routed = torch.ones(site.neurons, dtype=torch.bool).index_fill_(0, shared, False).nonzero().flatten()
-            groups = self.by.group(site, routed, expert_size, context)
-            context.put(site, NeuronGroups(self._as_asked(site, groups, routed, expert_size), shared))
+            if self.experts == "neurons":
+                groups = torch.split(routed, 1)
+            else:
+                groups = self._as_asked(site, self.by.group(site, routed, expert_size, context), routed, expert_size)
+            context.put(site, NeuronGroups(groups, shared))
         return False
 
     def foresee(self, site: FeedForward, config: MoEConfig | None) -> MoEConfig:
@@ -95,6 +102,9 @@ class ClusterNeurons:
         return MoESpec(experts=tuple(empty[1:]), shared=empty[0]).config(site)
 
     def _sizes(self, site: FeedForward) -> tuple[int, tuple[int, ...]]:
+        if isinstance(self.experts, str):
+            shared = min(self.shared_experts or round((self.shared or 0.0) * site.neurons), site.neurons - 1)
+            return shared, (1,) * (site.neurons - shared)
         if self.shared is None:
             return expert_sizes(site, self.experts, self.shared_experts, self.unequal)
         return sizes_beside(site, self.experts, self.shared, self.unequal)

@@ -22,6 +22,7 @@ from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
 from moeify_passes.rewrite.same_spec import same_spec
 from moeify_passes.routers.average_key import AverageKey
+from moeify_passes.routers.gain_regression import GainRegression
 from moeify_passes.routers.mlp_classifier import MlpClassifier
 from moeify_passes.routers.norm_regression import NormRegression
 from moeify_passes.routers.random_router import RandomRouter
@@ -57,6 +58,7 @@ class InsertRouter:
     by: (
         AverageKey
         | NormRegression
+        | GainRegression
         | RandomRouter
         | Similarity
         | MlpClassifier
