@@ -143,8 +143,9 @@ def main() -> None:
     steps = (Calibrate(options.tokens), MeasureCoActivation(), compare)
     find = FindFeedForward(",".join(f"model.layers.{layer}.mlp" for layer in options.layers.split(",")))
     importance = MeasureImportance(groups=EXPERTS, tokens=options.tokens)
-    moeify.Pipeline((find, importance, moeify.EachLayer(steps, prefix="dense"))).run(graph, data)
-    figures = {"benchmark": "strategies", "experts": EXPERTS, "top_k": TOP_K, "tokens": options.tokens}
+    report = moeify.Pipeline((find, importance, moeify.EachLayer(steps, prefix="dense"))).run(graph, data)
+    seconds = {name: round(report.seconds[name], 1) for name in (importance.name, "measure-co-activation")}
+    figures = {"benchmark": "strategies", "experts": EXPERTS, "top_k": TOP_K, "tokens": options.tokens, "seconds": seconds}
     show({**figures, **machine(), "layers": compare.found}, options.write)
 
 

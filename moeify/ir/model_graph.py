@@ -62,7 +62,8 @@ class Host(Protocol):
         ...
 
     def gradients(self, batches: Iterable[Batch], loss: Loss) -> Iterator[dict[str, OutputGradient]]:
-        """One backward pass of the dense model a batch: what comes back at each FFN, by site path, tokens as a walk gives them.
+        """Backward passes of the dense model, one a row of a batch (a batch, where rows cannot be told apart): what comes back
+        at each FFN, by site path, tokens in the order in which a walk gives them.
 
         loss: "next-token", the summed cross-entropy of a causal language model; "energy", half the squared distance of every
         output vector from its own mean, for all other models; "auto": whichever fits. Only before anything is spliced.

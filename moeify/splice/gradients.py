@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from moeify.data.data_set import on_device
+from moeify.data.data_set import batch_rows, on_device
 from moeify.errors import ConversionError, UsageError
 from moeify.frontend.match import Call, Found
 from moeify.frontend.traced import Traced
@@ -27,7 +28,7 @@ _Probe = tuple[str, Call, Tensor, Tensor]
 def output_gradients(
     model: nn.Module, traced: Traced, found: Found, batches: Iterable[Batch], loss: Loss
 ) -> Iterator[dict[str, OutputGradient]]:
-    """`Host.gradients` of an eager model. Holds what one backward pass over one batch takes.
+    """`Host.gradients` of an eager model. Holds what one backward pass over one row of a batch takes, logits included.
 
     Raises UsageError where "next-token" is asked of another model than a causal language model, ConversionError for a gradient
     that is not finite.
@@ -35,14 +36,28 @@ def output_gradients(
     device = next(model.parameters()).device
     decoding = decoder_nodes(traced)
     chosen: str | None = None
-    for batch in batches:
-        batch = on_device(batch, device)
+    for batch in (row for whole in batches for row in _rows(on_device(whole, device), traced.dynamic)):
         chosen = chosen or _choose(model, batch, loss)
         with torch.inference_mode(False), torch.enable_grad():
             output, probes = _forward(model, traced, found, batch)
             value = (next_token_loss if chosen == "next-token" else energy_loss)(main_output(output)[1], batch)
             gradients = torch.autograd.grad(value, [zeros for *_, zeros in probes], allow_unused=True)
         yield _by_site(probes, gradients, TokenMasks.of(batch), decoding)
+
+
+def _rows(batch: Batch, dynamic: bool) -> Iterator[Batch]:
+    """The rows of the batch one by one, where the graph takes other sizes than the example's."""
+    count = batch_rows(batch)
+    if not dynamic or count < 2:
+        yield batch
+        return
+    for row in range(count):
+        of_row = partial(_part, count=count, row=row)
+        yield pytree.tree_map(of_row, batch)
+
+
+def _part(value: Any, count: int, row: int) -> Any:
+    return value[row : row + 1] if isinstance(value, Tensor) and value.ndim and value.shape[0] == count else value
 
 
 def _choose(model: nn.Module, batch: Batch, loss: Loss) -> str:

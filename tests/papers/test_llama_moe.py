@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+import moeify
+from moeify.api.planning import registry
+from moeify.errors import UsageError
 from moeify.ir.facts import NeuronImportance
+from moeify.pipeline.configure import configure
+from moeify.pipeline.pipeline import flatten
 from papers.by_recipe import by_recipe, sets
 from passes.rewriting import reference
 from passes.tiny import correlated_inputs, random_site
@@ -64,3 +71,17 @@ def test_the_same_experts_the_same_gates_the_same_output(shared: int) -> None:
             y[token] += 4.0 * gate * (h[token, neurons] @ down[neurons])
     y += h[:, spec.shared] @ down[spec.shared]
     torch.testing.assert_close(reference(SITE, spec, x.double()).float(), y, rtol=1e-3, atol=1e-3)
+
+
+def test_another_number_of_experts_than_of_groups_is_refused_before_a_model_is_read(tmp_path: Path) -> None:
+    settings = {"cluster-neurons.experts": 4}
+    with pytest.raises(UsageError, match=r"cluster-neurons.experts is 4 but measure-importance.groups is 8, and"):
+        moeify.convert(tmp_path / "none", recipe="llama-moe", calibrate=tmp_path / "none.txt", settings=settings)
+
+
+def test_the_number_of_experts_sets_both() -> None:
+    found = configure("llama-moe", experts=16, tokens=99)
+    by_name = {step.name: step for step in flatten(found.build(registry()).passes)}
+    assert getattr(by_name["measure-importance"], "groups", None) == 16
+    assert getattr(by_name["measure-importance"], "tokens", None) == 99
+    assert getattr(by_name["cluster-neurons"], "experts", None) == 16

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from converted import call, converted, main_output, opened
 from moeify.errors import ConversionError, UsageError
 from moeify.ir.feed_forward import FeedForward
-from moeify.ir.model_graph import Loss
+from moeify.ir.model_graph import Loss, OutputGradient
 from moeify.layers.channels import features_last
 from moeify.pipeline.context import PassContext
 from moeify_passes.analyse.find_feed_forward import FindFeedForward
@@ -53,6 +53,14 @@ def by_hooks(zoo: Zoo, sites: tuple[FeedForward, ...], loss: str) -> dict[str, T
     return found
 
 
+def joined(rows: list[dict[str, OutputGradient]]) -> dict[str, OutputGradient]:
+    """All rows of the batch together."""
+    return {
+        path: OutputGradient(torch.cat([row[path].inputs for row in rows]), torch.cat([row[path].gradient for row in rows]))
+        for path in rows[0]
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "loss"),
     [
@@ -68,7 +76,7 @@ def test_importance_is_what_autograd_finds_at_the_neurons(name: str, loss: str) 
     zoo, graph = opened(name)
     FindFeedForward().run(graph, PassContext())
     wanted = by_hooks(zoo, graph.sites, loss)
-    (found,) = graph.host.gradients([zoo.example], "auto")
+    found = joined(list(graph.host.gradients([zoo.example], "auto")))
     assert found.keys() == wanted.keys()
     for site in graph.sites:
         x, gradient = found[site.path].inputs, found[site.path].gradient
@@ -88,18 +96,29 @@ def test_padding_is_left_out_and_the_parameters_get_no_gradient() -> None:
     batch = {**zoo.example, "attention_mask": mask}
     if set(batch) != set(zoo.example):
         pytest.fail("the example has an attention mask")
-    (found,) = graph.host.gradients([batch], "next-token")
+    found = joined(list(graph.host.gradients([batch], "next-token")))
     assert all(len(g.inputs) == len(g.gradient) == ids.numel() - 2 for g in found.values())
     assert all(p.grad is None for p in zoo.model.parameters())
+
+
+def test_rows_go_through_one_by_one() -> None:
+    """What is alive is one row's, logits included."""
+    zoo, graph = opened("llama")
+    FindFeedForward().run(graph, PassContext())
+    assert isinstance(zoo.example, dict)
+    rows, tokens = zoo.example["input_ids"].shape
+    found = list(graph.host.gradients([zoo.example], "auto"))
+    assert len(found) == rows > 1
+    assert all(len(gradient.inputs) == tokens for row in found for gradient in row.values())
 
 
 def test_works_inside_no_grad_and_for_frozen_parameters() -> None:
     zoo, graph = opened("llama")
     FindFeedForward().run(graph, PassContext())
-    (wanted,) = graph.host.gradients([zoo.example], "auto")
+    wanted = joined(list(graph.host.gradients([zoo.example], "auto")))
     zoo.model.requires_grad_(False)
     with torch.no_grad():
-        (found,) = graph.host.gradients([zoo.example], "auto")
+        found = joined(list(graph.host.gradients([zoo.example], "auto")))
     for path, gradient in found.items():
         assert torch.equal(gradient.gradient, wanted[path].gradient)
 

@@ -23,7 +23,7 @@ from moeify_passes.held_site import held_site, token_chunks
 class MeasureImportance:
     """Sums |h_i dL/dh_i|, what the loss L would change without neuron i, over the tokens of each group of text (LLaMA-MoE).
 
-    Runs before each-layer: a forward pass that groups the text, then a backward pass a batch through the whole dense model.
+    Runs before each-layer: a forward pass groups the text, then rows of text go back through the whole dense model one by one.
 
     groups: of similar text, found in each layer by k-means on the FFN's inputs; as many as there will be experts. span: so many
     neighbouring tokens are grouped together, by their mean input: 1 as LLaMA-MoE v2 does, 64 for about a sentence, as v1 does
@@ -59,15 +59,15 @@ class MeasureImportance:
             raise ConversionError("measure-importance runs before each-layer: gradients go through the whole dense model")
         batches = context.batches or ()
         centres = {site.path: self._centres(site, inputs, context) for site, inputs in _walked(graph, batches)}
-        held = {site.path: held_site(site) for site in graph.sites}
         sums = {site.path: torch.zeros(self.groups, site.neurons, dtype=torch.float64) for site in graph.sites}
         counts = {site.path: torch.zeros(self.groups, dtype=torch.int64) for site in graph.sites}
         seen = 0
         for found in graph.host.gradients(batches, self.loss):
-            for path in sums:
+            for site in graph.sites:
+                path = site.path
                 groups = self._groups(found[path].inputs, centres[path])
                 counts[path] += torch.bincount(groups, minlength=self.groups)
-                _add(sums[path], held[path], found[path], groups)
+                _add(sums[path], held_site(site), found[path], groups)  # held for this batch: all layers at once may not fit
             seen += len(found[graph.sites[0].path].inputs)
             context.progress("measuring importance", seen, self.tokens)
             if seen >= self.tokens:
