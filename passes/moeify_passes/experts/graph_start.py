@@ -14,7 +14,7 @@ from moeify_passes.experts.k_means import balanced_k_means
 #: Directions that a spectral embedding takes at most, and rounds of subspace iteration.
 _DIRECTIONS, _ROUNDS = 32, 30
 
-#: What METIS may add up: its integers may have 32 bits.
+#: What all weights together may come to: METIS's integers may have 32 bits.
 _MOST = 2**30
 
 
@@ -33,8 +33,9 @@ def metis_labels(graph: CoActivation, sizes: tuple[int, ...], seed: int) -> Tens
     nodes = len(graph.offsets) - 1
     if len(sizes) == 1 or not len(graph.weights):
         return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    unit = 0.99 * float(graph.weights.kthvalue(1 + len(graph.weights) // 10).values)
-    whole = (graph.weights.double() / unit).clamp(1, max(1, _MOST // len(graph.weights))).long()
+    percentile = float(graph.weights.kthvalue(1 + len(graph.weights) // 10).values)
+    unit = max(0.99 * percentile, float(graph.weights.sum(dtype=torch.float64)) / _MOST)
+    whole = (graph.weights.double() / unit).clamp(min=1).long()
     found = pymetis.part_graph(
         len(sizes),
         pymetis.CSRAdjacency(graph.offsets.numpy(), graph.neighbours.numpy()),
