@@ -7,8 +7,10 @@ from typing import get_args
 
 import pytest
 
+from moeify.api.planning import registry
+from moeify.errors import UsageError
 from moeify.pipeline.options import option_types, strategies
-from moeify.pipeline.recipe import presets
+from moeify.pipeline.recipe import Recipe, parse_setting, presets
 from moeify_passes import PASSES, ClusterNeurons, Compensate, InsertRouter
 from recipes_page import PAGE, page
 
@@ -39,7 +41,20 @@ def test_every_compensation_has_a_row() -> None:
     assert {row.partition(",")[0].strip("`") for row in rows} <= {step.name for step in PASSES}
 
 
-def test_the_commands_name_recipes_and_passes_that_there_are() -> None:
+def test_the_commands_name_recipes_that_there_are() -> None:
     assert set(re.findall(r"--recipe (\S+)", TEXT)) <= set(presets())
-    for name, option in re.findall(r"--set\s+'?([a-z-]+)\.(\w+)=", TEXT):
-        assert option in option_types(next(step for step in PASSES if step.name == name))
+
+
+def test_every_setting_on_the_page_can_be_set() -> None:
+    found = [quoted or plain for quoted, plain in re.findall(r"--set\s+(?:'([^']+)'|([^\s`]+))", TEXT)]
+    assert len(found) >= 6
+    for setting in found:
+        name, option, value = parse_setting(setting.replace("=N", "=2"))
+        assert any(builds(recipe.set(name, option, value)) for recipe in presets().values() if recipe.has(name)), setting
+
+
+def builds(recipe: Recipe) -> bool:
+    try:
+        return bool(recipe.build(registry()).passes)
+    except UsageError:  # the recipe may set what does not go with it
+        return False
