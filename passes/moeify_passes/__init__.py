@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moeify.pipeline.contract import Pass
+from moeify_passes.analyse.allocate_budget import AllocateBudget
 from moeify_passes.analyse.calibrate import Calibrate
 from moeify_passes.analyse.cluster_neurons import ClusterNeurons
 from moeify_passes.analyse.find_feed_forward import FindFeedForward
@@ -29,6 +30,7 @@ from moeify_passes.upcycling.noise import Noise
 #: Every pass there is; this is the only list.
 PASSES: tuple[type[Pass], ...] = (
     FindFeedForward,
+    AllocateBudget,
     Calibrate,
     ClusterNeurons,
     SplitExperts,
@@ -44,6 +46,7 @@ PASSES: tuple[type[Pass], ...] = (
 __all__ = [
     "PASSES",
     "ActivationMarkers",
+    "AllocateBudget",
     "AverageKey",
     "BalancedKMeans",
     "Calibrate",
