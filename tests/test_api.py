@@ -144,6 +144,14 @@ def test_a_dry_run_foresees_what_a_conversion_does(recipe: str, folder: Path, da
     assert plan.grows == (recipe == "upcycle")
 
 
+def test_a_budget_that_layers_share_is_foreseen_as_a_whole(folder: Path, data: Path) -> None:
+    """What each layer gets is measured; together they keep to the budget."""
+    told: list[Plan] = []
+    done = moeify.convert(folder, recipe="best", calibrate=data, experts=4, active=0.8, planned=told.append)
+    assert [layer.path for layer in told[0].layers] == [layer.path for layer in done.report.layers]
+    assert done.report.active_fraction <= 0.8 >= told[0].active_fraction
+
+
 @hypothesis_settings(max_examples=12, deadline=None)
 @given(st.integers(1, 6), st.integers(0, 2), st.sampled_from(["llama", "gpt2"]))
 def test_foreseen_shapes_are_the_shapes_that_come_out(experts: int, shared: int, name: str) -> None:

@@ -96,9 +96,17 @@ class Routing:
     threshold: float | None
 
 
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """The active fraction that the site may have: its part of a budget for the whole model."""
+
+    active: float
+
+
 Fact = (
     FeedForwards
     | CalibrationData
+    | Budget
     | ActivationSample
     | NeuronStatistics
     | CoActivation

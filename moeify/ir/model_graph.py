@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from moeify.ir.feed_forward import FeedForward, Refusal
@@ -68,6 +69,13 @@ class Host(Protocol):
         loss: "next-token", the summed cross-entropy of a causal language model; "energy", half the squared distance of every
         output vector from its own mean, for all other models; "auto": whichever fits. Only before anything is spliced.
         """
+        ...
+
+    def effects(
+        self, sites: Sequence[FeedForward], batches: Iterable[Batch], size: float, generator: torch.Generator
+    ) -> list[float]:
+        """For each site, how far the dense model's output moves when normal noise of `size` times the norm of each token's
+        output is added to the site's: mean KL in nats for logits, else the squared relative error. Sites in execution order."""
         ...
 
     def splice(self, site: FeedForward, spec: MoESpec) -> None:

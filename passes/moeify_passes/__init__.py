@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moeify.pipeline.contract import Pass
+from moeify_passes.analyse.allocate_budget import AllocateBudget
 from moeify_passes.analyse.calibrate import Calibrate
 from moeify_passes.analyse.cluster_neurons import ClusterNeurons
 from moeify_passes.analyse.find_feed_forward import FindFeedForward
@@ -40,6 +41,7 @@ from moeify_passes.upcycling.noise import Noise
 PASSES: tuple[type[Pass], ...] = (
     FindFeedForward,
     MeasureImportance,
+    AllocateBudget,
     Calibrate,
     MeasureCoActivation,
     ClusterNeurons,
@@ -57,6 +59,7 @@ PASSES: tuple[type[Pass], ...] = (
 __all__ = [
     "PASSES",
     "ActivationMarkers",
+    "AllocateBudget",
     "AverageKey",
     "BalancedKMeans",
     "Calibrate",

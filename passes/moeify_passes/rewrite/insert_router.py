@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from moeify.errors import UsageError
-from moeify.ir.facts import ActivationSample, Experts, Fact, NeuronGroups, NeuronStatistics, Routing
+from moeify.ir.facts import ActivationSample, Budget, Experts, Fact, NeuronGroups, NeuronStatistics, Routing
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
 from moeify.ir.moe_config import GATE_RULES, GateRule, MoEConfig
@@ -41,7 +41,8 @@ class InsertRouter:
 
     top_k: how many routed experts a token uses; default a quarter of them, where they are copies of the FFN two whole ones.
     active: instead, the largest top_k whose active fraction (weights that one token uses / weights of the dense FFN, router
-    included) is at most this. gate, normalize: see docs/moe-layer.md; "one" leaves the chosen experts as they are. detach_sum:
+    included) is at most this; where allocate-budget has run, at most what it gave the layer, and a layer that may use all of
+    its weights gets no router. gate, normalize: see docs/moe-layer.md; "one" leaves the chosen experts as they are. detach_sum:
     what normalize divides by counts as a constant in the gradient, so that a gate that is always 1 still teaches the router.
     by: where the scores come from.
 
@@ -99,7 +100,7 @@ class InsertRouter:
 
     @property
     def uses(self) -> tuple[type[Fact], ...]:
-        return tuple(dict.fromkeys((ActivationSample, *self.by.uses)))
+        return tuple(dict.fromkeys((ActivationSample, Budget, *self.by.uses)))
 
     def run(self, graph: ModelGraph, context: PassContext) -> bool:
         """Writes router, gate rule and the rule of choice; compensation made for another routing is taken out.
@@ -124,16 +125,19 @@ class InsertRouter:
         self._check(site, config.experts)
         gates: dict[str, Any] = {"gate_rule": self.gate, "normalize": self.normalize, "detach_sum": self.detach_sum}
         routed = replace(config, router=self.by.shape(config), top_k=None, **gates)
-        return replace(routed, top_k=self._choose_top_k(site, routed))
+        return replace(routed, top_k=self._choose_top_k(site, routed, self.active))
 
     def _routed(self, site: FeedForward, spec: MoESpec, context: PassContext) -> MoESpec:
+        active = self._active(site, context)
+        if active is not None and active >= 1 and spec.partitions(site.neurons):
+            return spec.all_on()
         bare = replace(spec.all_on(), gate_rule=self.gate, normalize=self.normalize, detach_sum=self.detach_sum)
         self._check(site, len(spec.experts))
         routed = replace(bare, router=self.by.route(site, bare, context))
-        top_k = self._choose_top_k(site, routed.config(site))
+        top_k = self._choose_top_k(site, routed.config(site), active)
         if self.choice == "top-k":
             return replace(routed, top_k=top_k)
-        rows = _mean_rows(site, routed.config(site), self.active, top_k)
+        rows = _mean_rows(site, routed.config(site), active, top_k)
         return calibrated_threshold(replace(routed, top_k=self._most(site, len(spec.experts))), rows, site, context)
 
     def _most(self, site: FeedForward, experts: int) -> int | None:
@@ -145,9 +149,14 @@ class InsertRouter:
                 f"insert-router.top_k is {self.top_k} but {site.path} has {experts} experts: choose 1 to {experts}"
             )
 
-    def _choose_top_k(self, site: FeedForward, config: MoEConfig) -> int:
-        if self.active is not None:
-            return _largest_top_k(site, config, self.active)
+    def _active(self, site: FeedForward, context: PassContext) -> float | None:
+        """The layer's budget, where one is set at all: its own, else that of every layer."""
+        found = context.find(site, Budget)
+        return self.active if found is None or self.active is None else found.active
+
+    def _choose_top_k(self, site: FeedForward, config: MoEConfig, active: float | None) -> int:
+        if active is not None:
+            return _largest_top_k(site, config, active)
         usual = config.experts // 4 if config.shards is None else min(2 * config.shards, config.experts)
         return self.top_k or max(1, usual)
 

@@ -74,6 +74,8 @@ class RefitOutputs:
         return None if config is None else replace(config, output_bias=True)
 
     def _refitted(self, site: FeedForward, spec: MoESpec, context: PassContext) -> MoESpec:
+        if spec.router is None and spec.partitions(site.neurons):
+            return spec  # the dense FFN itself
         sample = context.get(site, ActivationSample).inputs
         inputs, held = held_out(site, sample, context.generator("held-out", site))
         fit = OutputFit(site, spec, expert_rows(site, spec), TokenWeights.of(held_site(site), inputs))
