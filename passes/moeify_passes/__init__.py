@@ -11,6 +11,7 @@ from moeify_passes.check.match_dense import MatchDense
 from moeify_passes.experts.activation_markers import ActivationMarkers
 from moeify_passes.experts.balanced_k_means import BalancedKMeans
 from moeify_passes.experts.random import Random
+from moeify_passes.rewrite.add_low_rank import AddLowRank
 from moeify_passes.rewrite.compensate import Compensate
 from moeify_passes.rewrite.insert_router import InsertRouter
 from moeify_passes.rewrite.insert_stochastic_experts import InsertStochasticExperts
@@ -40,12 +41,14 @@ PASSES: tuple[type[Pass], ...] = (
     InsertRouter,
     InsertStochasticExperts,
     Compensate,
+    AddLowRank,
     RefitOutputs,
 )
 
 __all__ = [
     "PASSES",
     "ActivationMarkers",
+    "AddLowRank",
     "AllocateBudget",
     "AverageKey",
     "BalancedKMeans",
