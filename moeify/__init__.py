@@ -21,6 +21,7 @@ _HOMES = {
     "load": "moeify.api",
     "open_model": "moeify.api",
     "save": "moeify.api",
+    "to_dense": "moeify.api",
     "EachLayer": "moeify.pipeline.each_layer",
     "MoELayer": "moeify.layers.moe_layer",
     "MoeifyError": "moeify.errors",
@@ -49,10 +50,11 @@ __all__ = [
     "set_inference",
     "set_threshold",
     "set_top_k",
+    "to_dense",
 ]
 
 if TYPE_CHECKING:
-    from moeify.api import convert, evaluate, inspect, load, open_model, save
+    from moeify.api import convert, evaluate, inspect, load, open_model, save, to_dense
     from moeify.errors import MoeifyError
     from moeify.layers.budget import moe_layers, set_threshold, set_top_k
     from moeify.layers.inference import set_inference

@@ -2,6 +2,7 @@
 
 from moeify.api.afterwards import evaluate, export
 from moeify.api.conversion import Conversion, convert
+from moeify.api.dense import Dense, to_dense
 from moeify.api.inspecting import inspect
 from moeify.api.models import load, open_model, save
 from moeify.api.planning import plan, registry
@@ -10,6 +11,7 @@ from moeify.pipeline.plan import Plan
 
 __all__ = [
     "Conversion",
+    "Dense",
     "Inspection",
     "Plan",
     "convert",
@@ -21,4 +23,5 @@ __all__ = [
     "plan",
     "registry",
     "save",
+    "to_dense",
 ]

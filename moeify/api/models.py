@@ -97,7 +97,7 @@ def save(
     host = graph.host
     assert isinstance(host, EagerHost)
     entries = {
-        site.path: LayerEntry(rewrite=site.rewrite, config=host.layers[site.path].config)
+        site.path: LayerEntry(site.rewrite, host.layers[site.path].config, site.places)
         for site in graph.sites
         if site.path in host.layers
     }

@@ -110,8 +110,8 @@ def load_folder(
     _verify(folder, manifest)
     kind = dtype or manifest.dtype
     model = build_skeleton(folder, manifest.source, factory, kind, allow_pickle)
-    for entry in manifest.layers.values():
-        install(model, entry.rewrite, MoELayer(entry.config, dtype=kind, device="meta"))
+    for path, entry in manifest.layers.items():
+        install(model, entry.rewrite, MoELayer(entry.config, dtype=kind, device="meta"), path, entry.places)
     load_weights(model, folder / _WEIGHTS, manifest.aliases, cast=dtype is not None)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
@@ -147,10 +147,10 @@ def _finite(value: Any) -> Any:
 
 
 def check_apart(output: Path, source: Path) -> None:
-    """Raises OutputError where writing `output` would replace the dense model itself."""
+    """Raises OutputError where writing `output` would replace the model that is read."""
     real, inner = Path(os.path.realpath(output)), Path(os.path.realpath(source))
     if real == inner or real in inner.parents:
-        raise OutputError(f"{output}: holds the dense model that is being converted; choose another name")
+        raise OutputError(f"{output}: holds the model that is being read; choose another name")
 
 
 def _write(path: Path, text: str) -> None:
