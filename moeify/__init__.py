@@ -20,6 +20,8 @@ _HOMES = {
     "inspect": "moeify.api",
     "load": "moeify.api",
     "open_model": "moeify.api",
+    "prune_experts": "moeify.api",
+    "resave": "moeify.api",
     "save": "moeify.api",
     "to_dense": "moeify.api",
     "EachLayer": "moeify.pipeline.each_layer",
@@ -45,7 +47,9 @@ __all__ = [
     "load",
     "moe_layers",
     "open_model",
+    "prune_experts",
     "register",
+    "resave",
     "save",
     "set_inference",
     "set_threshold",
@@ -54,7 +58,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from moeify.api import convert, evaluate, inspect, load, open_model, save, to_dense
+    from moeify.api import convert, evaluate, inspect, load, open_model, prune_experts, resave, save, to_dense
     from moeify.errors import MoeifyError
     from moeify.layers.budget import moe_layers, set_threshold, set_top_k
     from moeify.layers.inference import set_inference
