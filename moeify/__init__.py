@@ -20,7 +20,10 @@ _HOMES = {
     "inspect": "moeify.api",
     "load": "moeify.api",
     "open_model": "moeify.api",
+    "prune_experts": "moeify.api",
+    "resave": "moeify.api",
     "save": "moeify.api",
+    "to_dense": "moeify.api",
     "EachLayer": "moeify.pipeline.each_layer",
     "MoELayer": "moeify.layers.moe_layer",
     "MoeifyError": "moeify.errors",
@@ -44,15 +47,18 @@ __all__ = [
     "load",
     "moe_layers",
     "open_model",
+    "prune_experts",
     "register",
+    "resave",
     "save",
     "set_inference",
     "set_threshold",
     "set_top_k",
+    "to_dense",
 ]
 
 if TYPE_CHECKING:
-    from moeify.api import convert, evaluate, inspect, load, open_model, save
+    from moeify.api import convert, evaluate, inspect, load, open_model, prune_experts, resave, save, to_dense
     from moeify.errors import MoeifyError
     from moeify.layers.budget import moe_layers, set_threshold, set_top_k
     from moeify.layers.inference import set_inference

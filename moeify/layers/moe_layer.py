@@ -15,6 +15,7 @@ from moeify.ir.moe_config import MoEConfig
 from moeify.ir.moe_spec import MoESpec
 from moeify.layers.experts import LayerWeights, Rows, run_all, run_layer
 from moeify.layers.operator import as_node
+from moeify.layers.origin import Origin
 from moeify.layers.routers import AverageKeyRouter, build_router
 from moeify.layers.routing import ChoiceRule, Routing, route
 from moeify.layers.stochastic_router import StochasticRouter
@@ -29,9 +30,11 @@ class MoELayer(nn.Module):
 
     `top_k` and `threshold` are the budget, to be set at any time; `config` always shows them. Weights are cast to x's dtype
     (to that of autocast, where it is on). Under torch.compile and torch.export the layer is one `moeify::moe` node.
+    `origin`: the dense FFN that it took the place of, set by whoever puts it there.
     """
 
     config: MoEConfig
+    origin: Origin | None = None
     selection_bias: Tensor | None
     router: nn.Module | None
 

@@ -29,6 +29,15 @@ class TokenInput:
         model.register_forward_hook(found._leave, always_call=True)
         return found
 
+    @staticmethod
+    def forget(model: nn.Module) -> None:
+        """Takes the hooks of the one of that model away again, where there is one: no layer of it asks any more."""
+        for hooks in (model._forward_pre_hooks, model._forward_hooks):
+            for number in [n for n, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), TokenInput)]:
+                del hooks[number]
+                for flags in (model._forward_pre_hooks_with_kwargs, model._forward_hooks_always_called):
+                    flags.pop(number, None)
+
     def at(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(ids, positions), int64 [sequences, tokens], for the tokens of x [..., hidden].
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from moeify.errors import ConversionError, UsageError
+from moeify.ir.copies import copy_factors
 from moeify.ir.facts import ActivationSample, Experts, Fact, FeedForwards, NeuronStatistics
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
@@ -124,12 +125,12 @@ class UpcycleExperts:
 
     def _weights(self, site: FeedForward, context: PassContext) -> dict[str, Tensor]:
         """The rows that differ from the dense ones, the shared copy first."""
-        half = 0.5 if self.shared else 1.0
-        if self.by.exact and self.shards == half == 1:
+        of_shared, of_routed = copy_factors(self.shards, self.shared)
+        if self.by.exact and of_shared == of_routed == 1:
             return {}
         dense = dense_weights(site)
-        copies = [scaled(dense, half)] if self.shared else []
+        copies = [scaled(dense, of_shared)] if self.shared else []
         made = (self.by.copy(site, dense, number, context) for number in range(self._count))
-        copies += [scaled(copy, half * self.shards) for copy in made]
+        copies += [scaled(copy, of_routed) for copy in made]
         changed = [name for name in dense if any(copy[name] is not dense[name] for copy in copies)]
         return {name: torch.cat([copy[name] for copy in copies]) for name in changed}

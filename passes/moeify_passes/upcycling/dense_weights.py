@@ -6,13 +6,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from moeify.ir.feed_forward import FeedForward, ReadTensor
+from moeify.ir.feed_forward import ROWWISE, FeedForward, ReadTensor
 
-#: up, gate [neurons, hidden]; down [neurons, output]; up_bias, gate_bias [neurons]: what the FFN has of them.
+#: up, gate [neurons, hidden]; down [neurons, output]; up_bias, gate_bias [neurons]: what the FFN has of them. The output bias
+#: is not one of them: it belongs to no expert.
 NeuronWeights = dict[str, Tensor]
-
-#: The tensors that have a row for each neuron. The output bias is not one of them: it belongs to no expert.
-ROWWISE = ("up", "gate", "up_bias", "gate_bias", "down")
 
 
 def dense_weights(site: FeedForward, read: ReadTensor | None = None) -> NeuronWeights:
