@@ -24,6 +24,7 @@ _HOMES = {
     "resave": "moeify.api",
     "save": "moeify.api",
     "to_dense": "moeify.api",
+    "Alignment": "moeify.training.align",
     "EachLayer": "moeify.pipeline.each_layer",
     "MoELayer": "moeify.layers.moe_layer",
     "MoeifyError": "moeify.errors",
@@ -36,6 +37,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Alignment",
     "EachLayer",
     "MoELayer",
     "MoeifyError",
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from moeify.pipeline.each_layer import EachLayer
     from moeify.pipeline.pipeline import Pipeline
     from moeify.runtime.native import register
+    from moeify.training.align import Alignment
 
 
 def __getattr__(name: str) -> Any:
