@@ -177,7 +177,7 @@ def test_each_forward_begins_anew_and_nothing_is_kept() -> None:
     assert torch.equal(auxiliary_loss(model), first)
     y = model(x)
     node = weakref.ref(y)
-    records = weakref.ref(TrainingDoor.of(model).records[0])
+    records = weakref.ref(model.first.training_state.last)  # type: ignore[union-attr]
     del y
     model.eval()(x)
     gc.collect()
