@@ -27,8 +27,10 @@ def update_selection_bias(model: nn.Module) -> None:
         )
     with torch.no_grad():
         for layer, state in found:
+            assert layer.selection_bias is not None
+            if layer.selection_bias.dtype != torch.float32:  # a cast of the whole model took it along; small steps need more
+                layer.selection_bias = layer.selection_bias.float()
             bias = layer.selection_bias
-            assert bias is not None
             load = _load(state, bias)
             bias += state.rule.bias_rate * (load.mean() - load).sign().to(bias.dtype)
 
