@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from moeify.errors import ConversionError
 from moeify.ir.feed_forward import FeedForward
@@ -164,7 +165,8 @@ class MoELayer(nn.Module):
     def _scores(self, x: Tensor) -> Tensor:
         if self.router is None or self._mode in ("merged", "ensemble"):
             return x.new_zeros(*x.shape[:-1], 1 if self._mode == "merged" else self.config.experts)
-        if isinstance(self.router, AverageKeyRouter) and self.training:
+        # Keys that an adapter adds to as they are used are not those that the router was told of.
+        if isinstance(self.router, AverageKeyRouter) and (self.training or parametrize.is_parametrized(self)):
             return self._follow_keys(self.router, x)
         scores: Tensor = self.router(x)
         return scores
