@@ -30,40 +30,44 @@ class Notes:
 
 @dataclass(frozen=True, eq=False)
 class Count:
-    """chosen: float64 [experts], how many tokens chose each; tokens and entropy (nats): float64 scalars, summed."""
+    """Sums over tokens, in one vector, float64 [experts + 3]: exact up to 2^53 tokens.
 
-    chosen: Tensor
-    tokens: Tensor
-    entropy: Tensor
+    chosen [experts]: how many tokens chose each expert. Scalars: tokens; entropy of the router, in nats; dropped, the choices
+    that capacity left no room for. Padding does not count.
+    """
+
+    sums: Tensor
 
     @classmethod
     @torch.no_grad()
-    def of(cls, chosen: Tensor, probability: Tensor, weight: Tensor | None) -> Self:
-        """Of one run: chosen (bool), probability [tokens, experts]; weight [tokens]: 0 for padding."""
-        real = torch.ones_like(probability[:, 0]) if weight is None else weight
-        real = real.double()
-        return cls((chosen * real.unsqueeze(-1)).sum(0), real.sum(), (entropy(probability) * real).sum())
+    def of(cls, chosen: Tensor, dropped: Tensor, probability: Tensor, weight: Tensor | None) -> Self:
+        """Of one run: chosen, dropped (bool), probability [tokens, experts]; weight [tokens]: 0 for padding."""
+        real = (torch.ones_like(probability[:, 0]) if weight is None else weight).double()
+        each = torch.cat((chosen, torch.stack((torch.ones_like(real), entropy(probability), dropped.sum(-1)), -1)), -1)
+        return cls((each * real.unsqueeze(-1)).sum(0))
 
-    def added(self, other: Count) -> Count:
-        return Count(self.chosen + other.chosen, self.tokens + other.tokens, self.entropy + other.entropy)
+    @property
+    def chosen(self) -> Tensor:
+        return self.sums[:-3]
+
+    def added(self, other: Count, sign: int = 1) -> Count:
+        return Count(self.sums + sign * other.sums.to(self.sums.device))
 
 
 class Tally:
-    """What a layer counted, for each reader since it last looked; readers are named. (float64 is exact up to 2^53 tokens.)"""
+    """What a layer counted, for each reader since it last looked; readers are named."""
 
     def __init__(self) -> None:
         self._total: Count | None = None
-        self._seen: dict[str, Count | None] = {}
+        self._seen: dict[str, Count] = {}
 
     def add(self, count: Count) -> None:
-        self._total = count if self._total is None else self._total.added(count)
+        self._total = count if self._total is None else count.added(self._total)
 
     def take(self, reader: str) -> Count | None:
         """What came since that reader's last call; None: nothing."""
         total, seen = self._total, self._seen.get(reader)
-        self._seen[reader] = total
         if total is None or total is seen:
             return None
-        if seen is None:
-            return total
-        return Count(total.chosen - seen.chosen, total.tokens - seen.tokens, total.entropy - seen.entropy)
+        self._seen[reader] = total
+        return total if seen is None else total.added(seen, -1)

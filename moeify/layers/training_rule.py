@@ -76,6 +76,8 @@ class TrainingRule:
         if wanted and (router is None or router.kind == "stochastic"):
             kind = "has no router" if router is None else "draws its experts"
             raise UsageError(f"{name}: {wanted[0]} needs a router that learns, and this layer {kind}")
+        if self.load and config.top_k in (None, config.experts):
+            raise UsageError(f"{name}: load estimates a choice of the best, and top_k is {config.top_k}: use load_balance")
         if self.router_gradient == "straight-through" and config.gate_rule != "one":
             raise UsageError(
                 f"{name}: straight-through is for gates of 1; the gate rule {config.gate_rule} has a gradient of its own"

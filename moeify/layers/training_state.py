@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moeify.errors import UsageError
 from moeify.layers import router_losses
 from moeify.layers.attached_loss import attach
 from moeify.layers.experts import LayerWeights
@@ -78,15 +79,14 @@ class TrainingState:
         weight = self.door.weight(x, self.decodes)
         loud = noisy(flat, self.rule.router_noise)
         routing = self._route(loud, rule, bias)
-        losses = self._losses(flat, routing, rule, weight)
-        count = Count.of(routing.chosen, router_losses.probabilities(flat, rule.gate_rule), weight) if self.tally else None
+        wanted = without_gating(routing.chosen, self.rule.gating_dropout)
+        chosen = self._within_capacity(wanted, values_of(loud.detach(), rule), weight)
+        losses, count = self._losses(flat, routing, rule, weight), None
+        if self.tally:
+            count = Count.of(routing.chosen, wanted & ~chosen, router_losses.probabilities(flat, rule.gate_rule), weight)
         if not self.rule.steers:
             return Steering(scores, rule, bias, losses, count)
-        with torch.no_grad():
-            chosen = without_gating(routing.chosen, self.rule.gating_dropout)
-            if self.rule.capacity_factor is not None:
-                chosen = within_capacity(chosen, values_of(loud, rule), self.rule.capacity_factor, self.rule.drop, weight)
-            given = torch.full_like(routing.gates, -torch.inf).masked_fill_(chosen, torch.inf)
+        given = torch.full_like(routing.gates, -torch.inf).masked_fill_(chosen, torch.inf)
         gates = self._gates(routing, chosen, rule)
         return Steering(gates.view_as(scores), ChoiceRule(None, 0.0, "given", False), given, losses, count)
 
@@ -105,8 +105,15 @@ class TrainingState:
             self._notes = Notes(losses, tracked, steering.count).added(self._notes)
         return y
 
+    def _within_capacity(self, chosen: Tensor, values: Tensor, weight: Tensor | None) -> Tensor:
+        if self.rule.capacity_factor is None:
+            return chosen
+        return within_capacity(chosen, values, self.rule.capacity_factor, self.rule.drop, weight)
+
     def _route(self, scores: Tensor, rule: ChoiceRule, bias: Tensor | None) -> Routing:
         if self.rule.router_gradient == "sparse-mixer":
+            if rule.top_k != 1:
+                raise UsageError(f"sparse-mixer draws one expert, and top_k is {rule.top_k} now: set it to 1, or training anew")
             return Routing(scores, *sparse_mixer(scores, self.rule.jitter, rule.normalize))
         return route(scores, rule, bias)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from moeify.errors import UsageError
@@ -20,13 +19,15 @@ from moeify.training.settings import enter
 class LayerLoad:
     """One layer since the last reading. tokens: how many it saw, padding left out. shares [experts]: the share of these tokens
     that each expert was chosen by, before dropout and capacity; they sum to the mean number of experts on. dead: experts that
-    no token chose. entropy: of the router's probabilities, the mean over tokens, in nats; from 0 to log(experts).
+    no token chose. entropy: of the router's probabilities, the mean over tokens, in nats; from 0 to log(experts). dropped: the
+    share of choices that capacity left no room for.
     """
 
     tokens: int
     shares: tuple[float, ...]
     dead: tuple[int, ...]
     entropy: float
+    dropped: float
 
 
 class ExpertLoad:
@@ -58,25 +59,26 @@ class ExpertLoad:
         found = {}
         for path, layer in self._layers.items():
             tally = layer.training_state and layer.training_state.tally
-            if tally and (count := tally.take(self._name)) is not None and count.tokens > 0:
+            if tally and (count := tally.take(self._name)) is not None and count.sums[-3] > 0:
                 found[path] = _layer_load(count)
         return found
 
 
 def scalars(loads: Mapping[str, LayerLoad], prefix: str = "moe/") -> dict[str, float]:
-    """What a dashboard takes: of each layer max_share and min_share (of all choices; 1 / experts is even), dead (how many) and
-    entropy, named prefix, path, "/" and these; and prefix with "dead", the sum over layers.
+    """What a dashboard takes: of each layer max_share and min_share (of all choices; 1 / experts is even), dead (how many),
+    entropy and dropped, named prefix, path, "/" and these; and prefix with "dead", the sum over layers.
     """
     found: dict[str, float] = {}
     for path, load in loads.items():
         total = sum(load.shares) or 1.0
         values = {"max_share": max(load.shares) / total, "min_share": min(load.shares) / total}
-        values |= {"dead": float(len(load.dead)), "entropy": load.entropy}
+        values |= {"dead": float(len(load.dead)), "entropy": load.entropy, "dropped": load.dropped}
         found |= {f"{prefix}{path}/{name}": value for name, value in values.items()}
     return found | {f"{prefix}dead": float(sum(len(load.dead) for load in loads.values()))}
 
 
 def _layer_load(count: Count) -> LayerLoad:
-    *chosen, tokens, entropy = torch.cat((count.chosen, torch.stack((count.tokens, count.entropy)))).tolist()
+    *chosen, tokens, entropy, dropped = count.sums.tolist()
     dead = tuple(e for e, choices in enumerate(chosen) if not choices)
-    return LayerLoad(round(tokens), tuple(choices / tokens for choices in chosen), dead, entropy / tokens)
+    shares = tuple(choices / tokens for choices in chosen)
+    return LayerLoad(round(tokens), shares, dead, entropy / tokens, dropped / (sum(chosen) or 1.0))

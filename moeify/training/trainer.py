@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from moeify.errors import MissingExtraError
+from moeify.errors import MissingExtraError, UsageError
 from moeify.layers.budget import moe_layers
 from moeify.training.expert_load import ExpertLoad, scalars
 from moeify.training.selection_bias import update_selection_bias
@@ -23,7 +23,8 @@ def trainer_callback() -> TrainerCallback:
 
     It adds to the entry of `state.log_history` and to what later callbacks see; reporters that stand before it in the Trainer's
     list do not: `trainer.callback_handler.callbacks.insert(0, trainer_callback())` puts it first. In several processes each
-    counts its own tokens. Raises MissingExtraError without transformers.
+    counts its own tokens. Raises MissingExtraError without transformers; in training, UsageError for attached losses that the
+    Trainer would weigh wrongly.
     """
     try:
         from transformers import TrainerCallback
@@ -35,6 +36,7 @@ def trainer_callback() -> TrainerCallback:
             self.load: ExpertLoad | None = None
 
         def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
+            _check_attached(model, args)
             self.load = ExpertLoad(model)
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
@@ -49,6 +51,16 @@ def trainer_callback() -> TrainerCallback:
             state.log_history[-1].update(found)
 
     return MoECallback()
+
+
+def _check_attached(model: nn.Module, args: Any) -> None:
+    """What the Trainer does to its loss before backward, it cannot do to losses that are attached."""
+    factors = {layer.training_state.rule.attach for layer in moe_layers(model).values() if layer.training_state}
+    batches = args.gradient_accumulation_steps
+    if batches > 1 and True in factors:
+        raise UsageError(f"attach is True and the Trainer accumulates {batches} batches: attach=1 / {batches}")
+    if args.fp16 and any(factors):
+        raise UsageError("attached losses are not scaled with the Trainer's loss, as fp16 needs it: train in bf16 or fp32")
 
 
 def _last_losses(model: nn.Module) -> dict[str, float]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from moeify.errors import UsageError
+from moeify.layers.moe_layer import MoELayer
 from moeify.layers.router_losses import entropy, probabilities
 from moeify.training.expert_load import ExpertLoad, scalars
 from moeify.training.settings import set_training
@@ -47,8 +48,20 @@ def test_dead_experts_are_named() -> None:
     assert found["0"].dead == (0, 1, 2)
     assert found["0"].shares == (0, 0, 0, 1)
     assert scalars(found) == {
-        "moe/0/max_share": 1, "moe/0/min_share": 0, "moe/0/dead": 3, "moe/0/entropy": found["0"].entropy, "moe/dead": 3,
+        "moe/0/max_share": 1, "moe/0/min_share": 0, "moe/0/dead": 3, "moe/0/entropy": found["0"].entropy, "moe/0/dropped": 0,
+        "moe/dead": 3,
     }  # fmt: skip
+
+
+def test_what_capacity_drops_is_told() -> None:
+    model, x = nn.Sequential(moe_layer()), values(16, HIDDEN)
+    layer = model[0]
+    assert isinstance(layer, MoELayer)
+    counts = layer.route(x).chosen.sum(0)
+    load = ExpertLoad(model)
+    set_training(model, capacity_factor=0.5)  # room for 0.5 x 32 / 4 = 4 tokens
+    model(x)
+    assert load.read()["0"].dropped == pytest.approx(float((counts - 4).clamp(min=0).sum()) / 32)
 
 
 def test_padding_is_left_out_and_readers_do_not_disturb_each_other() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moeify.errors import MissingExtraError
+from moeify.errors import MissingExtraError, UsageError
 from moeify.layers.budget import moe_layers
 from moeify.training.selection_bias import update_selection_bias
 from moeify.training.settings import auxiliary_loss, set_training
@@ -97,6 +97,25 @@ def test_an_evaluation_between_steps_disturbs_nothing(tmp_path: Path) -> None:
     run = trainer(model, tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="no")
     run.train()
     assert_equal(model, by_hand())
+
+
+@pytest.mark.parametrize(
+    ("attach", "options", "message"),
+    [
+        (True, {}, "attach is True and the Trainer accumulates 2 batches: attach=1 / 2"),
+        (0.5, {"fp16": True}, "attached losses are not scaled with the Trainer's loss"),
+    ],
+)
+def test_losses_that_it_would_weigh_wrongly_are_refused(
+    attach: float, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    model = llama()
+    set_training(model, z_loss=0.1, attach=attach)
+    run = trainer(model, tmp_path)
+    for name, value in options.items():
+        setattr(run.args, name, value)
+    with pytest.raises(UsageError, match=message):
+        run.callback_handler.on_train_begin(run.args, run.state, run.control)
 
 
 def test_accelerate(tmp_path: Path) -> None:
