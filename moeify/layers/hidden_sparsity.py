@@ -15,21 +15,20 @@ class HiddenSparsity:
     whether a neuron fires, for activations such as gelu and silu, which are never quite 0.
     """
 
-    def __init__(self, tokens: int, floor: float | None) -> None:
-        self._tokens = tokens
+    def __init__(self, x: Tensor, floor: float | None) -> None:
         self._floor = floor
-        self._sums: list[tuple[Tensor, Tensor]] = []
+        self._first = self._second = x.new_zeros(x.shape[:-1].numel(), dtype=torch.float32)
 
     def see(self, z: Tensor, h: Tensor, tokens: Tensor | None) -> None:
         """z, h [rows, neurons] of the tokens with those indices; None: of all, in order."""
         a = (h if self._floor is None else z.clamp(min=self._floor) - self._floor).float()
-        sums = a.abs().sum(-1), a.square().sum(-1)
-        if tokens is not None:
-            first, second = (s.new_zeros(self._tokens).index_add(0, tokens, s) for s in sums)
-            sums = first, second
-        self._sums.append(sums)
+        self._first = _added(self._first, a.abs().sum(-1), tokens)
+        self._second = _added(self._second, a.square().sum(-1), tokens)
 
     def loss(self, weight: Tensor | None) -> Tensor:
         """The mean over tokens of (sum |a|)^2 / sum a^2: from 1 (one active neuron) to their number (all alike); 0 for none."""
-        first, second = (torch.stack(sums).sum(0) for sums in zip(*self._sums))
-        return mean(first.square() / (second + 1e-15), weight)
+        return mean(self._first.square() / (self._second + 1e-15), weight)
+
+
+def _added(sums: Tensor, more: Tensor, tokens: Tensor | None) -> Tensor:
+    return sums + more if tokens is None else sums.index_add(0, tokens, more)

@@ -65,7 +65,7 @@ class TrainingState:
         """The weights, watched as they run if the rule has a loss on hidden activations."""
         if not self.rule.sparsity:
             return weights
-        return replace(weights, watch=HiddenSparsity(x.shape[:-1].numel(), self.rule.sparsity_floor))
+        return replace(weights, watch=HiddenSparsity(x, self.rule.sparsity_floor))
 
     def steer(self, x: Tensor, scores: Tensor, rule: ChoiceRule, bias: Tensor | None) -> Steering:
         """The way of scores [..., experts] of x [..., hidden] through noise, choice, dropout and capacity.

@@ -70,3 +70,12 @@ def test_it_makes_activations_sparser() -> None:
         optimizer.step()
         seen.append(loss.item())
     assert 1 <= seen[-1] < 0.6 * seen[0]
+
+
+def test_a_token_that_uses_no_neuron_counts_as_0() -> None:
+    moe = layer(True, None)
+    moe.threshold = 1e9
+    model = nn.Sequential(moe)
+    set_training(model, sparsity=1.0)
+    model(torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
+    assert auxiliary_loss(model) == 0
