@@ -31,6 +31,7 @@ _HOMES = {
     "moe_layers": "moeify.layers.budget",
     "register": "moeify.runtime.native",
     "set_inference": "moeify.layers.inference",
+    "set_smear": "moeify.layers.inference",
     "set_threshold": "moeify.layers.budget",
     "set_top_k": "moeify.layers.budget",
 }
@@ -52,6 +53,7 @@ __all__ = [
     "resave",
     "save",
     "set_inference",
+    "set_smear",
     "set_threshold",
     "set_top_k",
     "to_dense",
@@ -61,7 +63,7 @@ if TYPE_CHECKING:
     from moeify.api import convert, evaluate, inspect, load, open_model, prune_experts, resave, save, to_dense
     from moeify.errors import MoeifyError
     from moeify.layers.budget import moe_layers, set_threshold, set_top_k
-    from moeify.layers.inference import set_inference
+    from moeify.layers.inference import set_inference, set_smear
     from moeify.layers.moe_layer import MoELayer
     from moeify.pipeline.each_layer import EachLayer
     from moeify.pipeline.pipeline import Pipeline
