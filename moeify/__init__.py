@@ -28,7 +28,9 @@ _HOMES = {
     "MoELayer": "moeify.layers.moe_layer",
     "MoeifyError": "moeify.errors",
     "Pipeline": "moeify.pipeline.pipeline",
+    "add_expert": "moeify.layers.membership",
     "moe_layers": "moeify.layers.budget",
+    "remove_expert": "moeify.layers.membership",
     "register": "moeify.runtime.native",
     "set_inference": "moeify.layers.inference",
     "set_smear": "moeify.layers.inference",
@@ -42,6 +44,7 @@ __all__ = [
     "MoeifyError",
     "Pipeline",
     "__version__",
+    "add_expert",
     "convert",
     "evaluate",
     "inspect",
@@ -50,6 +53,7 @@ __all__ = [
     "open_model",
     "prune_experts",
     "register",
+    "remove_expert",
     "resave",
     "save",
     "set_inference",
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
     from moeify.errors import MoeifyError
     from moeify.layers.budget import moe_layers, set_threshold, set_top_k
     from moeify.layers.inference import set_inference, set_smear
+    from moeify.layers.membership import add_expert, remove_expert
     from moeify.layers.moe_layer import MoELayer
     from moeify.pipeline.each_layer import EachLayer
     from moeify.pipeline.pipeline import Pipeline
