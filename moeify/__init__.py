@@ -30,9 +30,12 @@ _HOMES = {
     "MoELayer": "moeify.layers.moe_layer",
     "MoeifyError": "moeify.errors",
     "Pipeline": "moeify.pipeline.pipeline",
+    "add_expert": "moeify.layers.membership",
     "moe_layers": "moeify.layers.budget",
+    "remove_expert": "moeify.layers.membership",
     "register": "moeify.runtime.native",
     "set_inference": "moeify.layers.inference",
+    "set_smear": "moeify.layers.inference",
     "set_threshold": "moeify.layers.budget",
     "set_top_k": "moeify.layers.budget",
     "set_training": "moeify.training.settings",
@@ -45,6 +48,7 @@ __all__ = [
     "MoeifyError",
     "Pipeline",
     "__version__",
+    "add_expert",
     "auxiliary_loss",
     "convert",
     "evaluate",
@@ -54,9 +58,11 @@ __all__ = [
     "open_model",
     "prune_experts",
     "register",
+    "remove_expert",
     "resave",
     "save",
     "set_inference",
+    "set_smear",
     "set_threshold",
     "set_top_k",
     "set_training",
@@ -67,7 +73,8 @@ if TYPE_CHECKING:
     from moeify.api import convert, evaluate, inspect, load, open_model, prune_experts, resave, save, to_dense
     from moeify.errors import MoeifyError
     from moeify.layers.budget import moe_layers, set_threshold, set_top_k
-    from moeify.layers.inference import set_inference
+    from moeify.layers.inference import set_inference, set_smear
+    from moeify.layers.membership import add_expert, remove_expert
     from moeify.layers.moe_layer import MoELayer
     from moeify.pipeline.each_layer import EachLayer
     from moeify.pipeline.pipeline import Pipeline

@@ -77,8 +77,9 @@ def _config(fields: Fields) -> MoEConfig:
     for name in ("top_k", "neurons", "shards"):
         if fields.data.get(name) is not None:
             fields.integer(name)
-    if "detach_sum" in fields.data:  # folders of before upcycling have none of the three
-        fields.boolean("detach_sum")
+    for name in ("detach_sum", "smear"):  # older folders have neither
+        if name in fields.data:
+            fields.boolean(name)
     if not fields.is_null("threshold"):
         fields.number("threshold")
     try:

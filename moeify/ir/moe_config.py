@@ -61,7 +61,7 @@ class MoEConfig:
     """The shape of one MoE layer. Names and meaning follow docs/moe-layer.md; `rank` 0 means no low-rank term.
 
     neurons: of the dense FFN that it was made of; None where nobody said so: as many as rows. shards: so many neighbouring
-    experts are one copy of that FFN; None where experts are no copies.
+    experts are one copy of that FFN; None where experts are no copies. smear: one merged expert a sequence runs.
     """
 
     hidden: int
@@ -85,6 +85,7 @@ class MoEConfig:
     detach_sum: bool = False
     neurons: int | None = None
     shards: int | None = None
+    smear: bool = False
 
     def __post_init__(self) -> None:
         activation(self.activation)
@@ -104,6 +105,11 @@ class MoEConfig:
             raise UsageError(f"neurons is {self.neurons}: a dense FFN has 1 or more")
         if self.shards is not None and (self.shards < 1 or self.experts % self.shards):
             raise UsageError(f"shards is {self.shards}: the {self.experts} experts cannot be copies of so many parts each")
+
+        if self.smear and (self.router is None or self.router.kind == "stochastic"):
+            raise UsageError("smear takes the means of router probabilities, and this layer has no router that computes any")
+        if self.smear and len(set(self.sizes)) > 1:
+            raise UsageError(f"smear merges experts of one size: these have {min(self.sizes)} to {max(self.sizes)} rows")
 
     @property
     def experts(self) -> int:
@@ -145,7 +151,7 @@ class MoEConfig:
 
         on: the mean number of routed experts on. Default: top_k, or all experts. With a threshold pass what was measured.
         """
-        every = self.router is not None and self.router.inference in ("merged", "ensemble")
+        every = self.smear or (self.router is not None and self.router.inference in ("merged", "ensemble"))
         usual = self.experts if every or self.top_k is None else self.top_k
         on = usual if on is None else on
         idle = (self.rows - self.shared) * (1 - on / self.experts) * self._row

@@ -15,11 +15,13 @@ from moeify.ir.feed_forward import FeedForward
 from moeify.ir.moe_config import MoEConfig
 from moeify.ir.moe_spec import MoESpec
 from moeify.layers.experts import LayerWeights, Rows, run_all, run_layer
+from moeify.layers.modes import ROUTED, Mode, mode_of
 from moeify.layers.operator import as_node
 from moeify.layers.origin import Origin
 from moeify.layers.routers import AverageKeyRouter, build_router
 from moeify.layers.routing import ChoiceRule, Routing, route
-from moeify.layers.stochastic_router import StochasticRouter
+from moeify.layers.smear import run_smeared, smeared_routing
+from moeify.layers.token_input import TokenInput
 from moeify.layers.training_state import Steering, TrainingState
 
 
@@ -32,7 +34,8 @@ class MoELayer(nn.Module):
 
     `top_k` and `threshold` are the budget, to be set at any time; `config` always shows them. Weights are cast to x's dtype
     (to that of autocast, where it is on). Under torch.compile and torch.export the layer is one `moeify::moe` node.
-    `origin`: the dense FFN that it took the place of, set by whoever puts it there.
+    `origin`: the dense FFN that it took the place of; `tokens`: what the model was called with, which a layer that smears asks.
+    Both are set by whoever puts the layer into a model.
     """
 
     config: MoEConfig
@@ -62,6 +65,7 @@ class MoELayer(nn.Module):
         self.low_rank_out = weight(config.rank > 0, config.rank, config.output)
         bias = torch.zeros(experts, dtype=torch.float32, device=place) if config.selection_bias else None
         self.register_buffer("selection_bias", bias)
+        self.tokens = TokenInput()
         self.router = build_router(config, dtype, place)
         # Not a buffer: it is part of the config, and must hold its values even where the weights are on the meta device.
         self._offsets = torch.tensor(config.offsets, dtype=torch.int64, device="cpu")
@@ -101,8 +105,10 @@ class MoELayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = _cast_by_autocast(x)
-        if (state := self.training_state if self.training else None) is None:
-            y = self._run(x, self._weights.merged() if self._mode == "merged" else self._weights)
+        if self.config.smear:
+            y = run_smeared(x, self._scores(x), self._weights, self.tokens)
+        elif (state := self.training_state if self.training else None) is None:
+            y = self._run(x, self._mode.weights(self._weights))
         else:
             weights = state.watching(self._weights, x)
             steering = state.steer(x, self._scores(state.router_input(x)), self._rule, self.selection_bias)
@@ -118,14 +124,16 @@ class MoELayer(nn.Module):
         else:
             s = steering or Steering(self._scores(x), self._rule, self.selection_bias)
             if opaque:
-                offsets = torch.tensor(weights.offsets) if self._mode == "merged" else self._offsets
+                offsets = self._mode.offsets(self._offsets, weights)
                 return as_node(x, s.scores, weights, offsets, s.rule, s.bias)
             y = run_layer(x.reshape(-1, self.config.hidden), s.scores.reshape(-1, s.scores.shape[-1]), weights, s.rule, s.bias)
         return y.view(*x.shape[:-1], self.config.output)
 
     def route(self, x: Tensor) -> Routing:
         """Which experts run on each token of x [..., hidden], and with which gates; every expert where they are merged."""
-        scores = x.new_zeros(*x.shape[:-1], self.config.experts) if self._mode == "merged" else self._scores(x)
+        if self.config.smear:
+            return smeared_routing(x, self._scores(x), self.tokens)
+        scores = ROUTED.no_scores(x, self.config) if self._mode.every else self._scores(x)
         return route(scores.reshape(-1, scores.shape[-1]), self._rule, self.selection_bias)
 
     def train(self, mode: bool = True) -> Self:
@@ -148,15 +156,11 @@ class MoELayer(nn.Module):
 
     @property
     def _rule(self) -> ChoiceRule:
-        config = self.config
-        if self._mode in ("merged", "ensemble"):
-            return ChoiceRule(None, None, config.gate_rule, config.normalize)
-        return ChoiceRule(config.top_k, config.threshold, config.gate_rule, config.normalize, config.detach_sum)
+        return self._mode.rule(self.config)
 
     @property
-    def _mode(self) -> str | None:
-        """What a stochastic router does now; None for other routers."""
-        return self.router.mode if isinstance(self.router, StochasticRouter) else None
+    def _mode(self) -> Mode:
+        return mode_of(self.router)
 
     @property
     def _dense(self) -> bool:
@@ -166,8 +170,8 @@ class MoELayer(nn.Module):
         return always and (self.router is None or not torch.is_grad_enabled())
 
     def _scores(self, x: Tensor) -> Tensor:
-        if self.router is None or self._mode in ("merged", "ensemble"):
-            return x.new_zeros(*x.shape[:-1], 1 if self._mode == "merged" else self.config.experts)
+        if self.router is None or self._mode.every:
+            return self._mode.no_scores(x, self.config)
         # Keys that an adapter adds to as they are used are not those that the router was told of.
         if isinstance(self.router, AverageKeyRouter) and (self.training or parametrize.is_parametrized(self)):
             return self._follow_keys(self.router, x)

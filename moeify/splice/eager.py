@@ -11,9 +11,8 @@ from moeify.errors import InputError
 from moeify.ir.feed_forward import Rewrite
 from moeify.ir.weight_place import WeightPlace
 from moeify.layers.channels import OverChannels
+from moeify.layers.inference import listen
 from moeify.layers.moe_layer import MoELayer
-from moeify.layers.stochastic_router import StochasticRouter
-from moeify.layers.token_input import TokenInput
 from moeify.splice.stand_in import StandIn, Stash, StashedLayer, StashInput
 from moeify.splice.way_back import remember, replace_module
 
@@ -31,8 +30,7 @@ def install(
         _WAYS[rewrite.way](model, rewrite.modules, OverChannels(layer) if rewrite.channels else layer)
     except (AttributeError, KeyError) as error:
         raise InputError(f"the model has no place for the MoE layer at {dict(rewrite.modules)}: {error}") from error
-    if isinstance(layer.router, StochasticRouter):
-        layer.router.tokens = TokenInput.of(model)
+    listen(model, layer)
 
 
 def _submodule(model: nn.Module, modules: Mapping[str, str], layer: nn.Module) -> None:

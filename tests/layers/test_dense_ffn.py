@@ -33,7 +33,7 @@ def drawn(config: MoEConfig) -> MoELayer:
 
 def split_config(**more: Any) -> MoEConfig:
     options: dict[str, Any] = {"router": RouterConfig("linear"), "up_bias": True, "output_bias": True, **more}
-    return MoEConfig(HIDDEN, OUTPUT, "gelu", False, (2, 3, 6, 8), **options)
+    return MoEConfig(HIDDEN, OUTPUT, "gelu", False, **{"offsets": (2, 3, 6, 8), **options})
 
 
 def copies_config(copies: int = 3, *, shards: int = 1, shared: bool = False, gated: bool = True, **more: Any) -> MoEConfig:
@@ -62,6 +62,7 @@ def output(layer: MoELayer, weights: DenseWeights, x: Tensor) -> Tensor:
         ({"top_k": 1}, "the layer with all experts on"),
         ({"top_k": 2, "idle": True, "selection_bias": True}, "the layer with all experts on"),
         ({"threshold": 0.5, "normalize": True}, "the layer with all experts on"),
+        ({"smear": True, "offsets": (2, 4, 6, 8)}, "the layer with all experts on"),
     ],
 )
 def test_concatenated_it_equals_what_it_says(options: dict[str, Any], equals: str) -> None:
@@ -71,7 +72,7 @@ def test_concatenated_it_equals_what_it_says(options: dict[str, Any], equals: st
     found = output(layer, Concatenate().gather(layer), x)
     if "all experts on" in equals:
         assert not torch.allclose(found, layer(x))
-        layer.top_k = layer.threshold = None
+        layer.config = replace(layer.config, top_k=None, threshold=None, smear=False)
     torch.testing.assert_close(found, layer(x))
 
 

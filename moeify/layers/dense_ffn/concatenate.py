@@ -35,7 +35,7 @@ class Concatenate:
         check_low_rank(config)
 
     def equals(self, config: MoEConfig) -> str:
-        chosen = config.threshold is not None or config.top_k not in (None, config.experts)
+        chosen = config.smear or config.threshold is not None or config.top_k not in (None, config.experts)
         return "the layer with all experts on" if chosen else "the layer as it is"
 
     def gather(self, layer: MoELayer) -> DenseWeights:
