@@ -145,6 +145,10 @@ def _config(fields: Fields) -> MoEConfig:
     for name in ("top_k", "neurons", "shards"):
         if fields.data.get(name) is not None:
             fields.integer(name)
+    if fields.data.get("composed") is not None:
+        composed = fields.table("composed")
+        composed.only("kind", "rank", "alpha")
+        composed.text("kind"), composed.integer("rank"), composed.number("alpha")
     if "detach_sum" in fields.data:  # folders of before upcycling have none of the three
         fields.boolean("detach_sum")
     if not fields.is_null("threshold"):

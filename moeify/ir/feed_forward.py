@@ -14,6 +14,9 @@ from moeify.ir.activations import activation
 #: Gives a tensor by the name of a parameter.
 ReadTensor = Callable[[str], Tensor]
 
+#: The tensors that have a row for each neuron. The output bias is not one of them: it belongs to no neuron.
+ROWWISE = ("up", "gate", "up_bias", "gate_bias", "down")
+
 #: How the eager model is rewritten (see docs/decisions/0001-four-ways-of-rewriting.md).
 Way = Literal["submodule", "identity", "stash", "weights"]
 
@@ -102,6 +105,10 @@ class FeedForward:
     def vectors(self) -> int:
         """The number of values in the biases."""
         return sum(bias.shape[0] for bias in (self.up_bias, self.gate_bias, self.output_bias) if bias is not None)
+
+    def rowwise(self) -> dict[str, Weight]:
+        """The handles that there are of ROWWISE, by name."""
+        return {name: handle for name in ROWWISE if (handle := getattr(self, name)) is not None}
 
     def keys(self) -> Tensor:
         """The rows that decide whether a neuron fires, [neurons, hidden]: gate rows if gated, else up rows."""
