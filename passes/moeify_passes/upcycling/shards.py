@@ -36,7 +36,7 @@ def scaled(weights: NeuronWeights, factor: float) -> NeuronWeights:
         return weights | {"down": _times(weights["down"], factor)}
     of_up = 2.0 ** round(math.log2(factor) / 2)
     factors = {"up": of_up, "up_bias": of_up, "down": factor / of_up}
-    return weights | {name: _times(weights[name], part) for name, part in factors.items() if name in weights}
+    return weights | {name: _times(weights[name], part) for name, part in factors.items() if name in weights and part != 1}
 
 
 def is_lossless(factor: float, dtype: torch.dtype) -> bool:
