@@ -272,6 +272,22 @@ def test_a_converted_module_is_not_upcycled() -> None:
         moeify.convert(done.model, example=zoo.example, recipe="upcycle")
 
 
+def test_what_is_built_with_values_alone_is_judged_once_it_is_loaded() -> None:
+    one, example = skeleton(), ZOO["residual-stack"]().example
+    before = {name: value.clone() for name, value in one.state_dict().items()}
+
+    def reading() -> nn.Module:
+        assert torch.ones(1).item() == 1
+        return skeleton()
+
+    for factory in (lambda: one, reading):
+        with pytest.raises(UsageError, match=r"shards is 5: the 48 neurons of 0\.inner do not divide by it; choose 4 or 6"):
+            moeify.convert(
+                "base.pt", factory=factory, example=example, recipe="upcycle", settings={"upcycle-experts.shards": 5}
+            )  # fmt: skip
+    assert all(torch.equal(value, before[name]) for name, value in one.state_dict().items())
+
+
 def test_copies_that_exceed_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "machine_memory", lambda: 100_000)
     with pytest.raises(UsageError, match=r"^the converted weights take .* GiB and this machine has .* choose fewer experts"):

@@ -36,10 +36,10 @@ EMBEDDED = 1_900_000_000
 def export_onnx(model: nn.Module, example: Batch, output: Path, *, force: bool = False, opset: int = OPSET) -> OnnxReport:
     """Writes `output` (and `output.data` beyond 2 GB) once ONNX Runtime has given what the model gives.
 
-    Every MoE layer is one `moeify::MoE` node with a body of standard operators, composed rows folded. Hugging Face decoders take
-    and give their cache, encoder-decoders are one graph without one; batch and sequence are free. The model is left as it was.
-    Raises UsageError for a bad option, OutputError where the file cannot be written, ConversionError where the model cannot be
-    translated or the file computes something else.
+    Every MoE layer is one `moeify::MoE` node with a body of standard operators, composed rows folded. Hugging Face decoders
+    take and give their cache, encoder-decoders are one graph without one; batch and sequence are free. The model is left as it
+    was. Raises UsageError for a bad option, OutputError where the file cannot be written, ConversionError where the model
+    cannot be translated or the file computes something else.
     """
     started = time.monotonic()
     _check(model, opset)

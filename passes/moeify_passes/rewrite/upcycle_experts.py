@@ -59,6 +59,7 @@ class UpcycleExperts:
     gives: ClassVar[tuple[type[Fact], ...]] = (Experts,)
     keeps: ClassVar[tuple[type[Fact], ...]] = (ActivationSample, NeuronStatistics)
     rewrites: ClassVar[bool] = True
+    grows: ClassVar[bool] = True  # what it makes may not fit: looked at before weights are read
 
     def __post_init__(self) -> None:
         for name in ("copies", "shards"):
