@@ -86,6 +86,27 @@ def route(
     return chosen, gates
 
 
+def composed(
+    core: dict[str, Array], own: dict[str, Array], kind: str, *, rank: int = 0, alpha: float = 0.0
+) -> dict[str, Float]:
+    """Composed rows as plain ones: up, down and what else the core has, [runs * neurons, ...] in float64.
+
+    core and own: the tensors of the core and of every run, by their names without the prefixes `core.`, `residual.`, `lora.`.
+    """
+    runs = len(next(iter(own.values())))
+    rows: dict[str, list[Float]] = {name: [] for name in core}
+    for run in range(runs):
+        for name, dense in core.items():
+            added = np.zeros(dense.shape)
+            if kind == "residual":
+                added = own[name][run].astype(np.float64)
+            elif dense.ndim == 2:
+                delta = own[f"{name}_b"][run].astype(np.float64) @ own[f"{name}_a"][run].astype(np.float64)
+                added = (alpha / rank) * (delta.T if name == "down" else delta)
+            rows[name].append(dense.astype(np.float64) + added)
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
 def moe(
     x: Array,
     scores: Array,

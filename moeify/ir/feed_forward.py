@@ -15,6 +15,9 @@ from moeify.ir.weight_place import WeightPlace
 #: Gives a tensor by the name of a parameter.
 ReadTensor = Callable[[str], Tensor]
 
+#: The tensors that have a row for each neuron. The output bias is not one of them: it belongs to no neuron.
+ROWWISE = ("up", "gate", "up_bias", "gate_bias", "down")
+
 #: How the eager model is rewritten (see docs/decisions/0001-four-ways-of-rewriting.md).
 Way = Literal["submodule", "identity", "stash", "weights"]
 
@@ -113,6 +116,10 @@ class FeedForward:
     def places(self) -> dict[str, WeightPlace]:
         """Where its weights stand, by role."""
         return {role: weight.place for role in ROLES if (weight := getattr(self, role)) is not None}
+
+    def rowwise(self) -> dict[str, Weight]:
+        """The handles that there are of ROWWISE, by name."""
+        return {name: handle for name in ROWWISE if (handle := getattr(self, name)) is not None}
 
     def keys(self) -> Tensor:
         """The rows that decide whether a neuron fires, [neurons, hidden]: gate rows if gated, else up rows."""

@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moeify.ir.activations import activation
-from moeify.layers.experts import LayerWeights, Rows, run_all
+from moeify.layers.composed_rows import plain_rows
+from moeify.layers.experts import LayerWeights, run_all
 from moeify.layers.routing import Routing
+from moeify.layers.rows import Rows
 from moeify.layers.token_input import TokenInput
 
 
@@ -20,6 +22,7 @@ def run_smeared(x: Tensor, scores: Tensor, weights: LayerWeights, tokens: TokenI
     The merged expert of every sequence of the call is held in memory.
     """
     sequences, shown = tokens.sequences(x)
+    weights = replace(weights, rows=plain_rows(weights.rows))  # composed ones are folded once
     shares = _shares(scores.reshape(*sequences, scores.shape[-1]), shown).to(x.dtype)
     of_experts = _experts(x.reshape(*sequences, x.shape[-1]), shares, weights)
     rest = run_all(x.reshape(-1, x.shape[-1]), _without_experts(weights), None)
@@ -54,7 +57,7 @@ def _experts(x: Tensor, shares: Tensor, weights: LayerWeights) -> Tensor:
 
 
 def _without_experts(weights: LayerWeights) -> LayerWeights:
-    r, shared = weights.rows, weights.sizes[0]
+    r, shared = plain_rows(weights.rows), weights.sizes[0]
 
     def head(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor[:shared]
@@ -74,7 +77,7 @@ def _merged(weights: LayerWeights, shares: Tensor) -> Rows:
     def optional(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else merged(tensor)
 
-    r = weights.rows
+    r = plain_rows(weights.rows)
     return Rows(merged(r.up), merged(r.down), optional(r.gate), optional(r.up_bias), optional(r.gate_bias))
 
 

@@ -40,7 +40,7 @@ class Mean:
         for share, copy in copies_of(layer):
             for name, value in copy.items():
                 found[name] = found[name] + share * value if name in found else share * value
-        return {name: value.to(layer.up.dtype) for name, value in found.items()} | output_bias_of(layer)
+        return {name: value.to(next(layer.parameters()).dtype) for name, value in found.items()} | output_bias_of(layer)
 
 
 def copies_of(layer: MoELayer) -> Iterator[tuple[float, DenseWeights]]:

@@ -40,8 +40,9 @@ def check_low_rank(config: MoEConfig) -> None:
 
 
 def rows_of(layer: MoELayer) -> DenseWeights:
-    """All rows, the shared expert first."""
-    return {name: value.detach() for name in ROWWISE if (value := getattr(layer, name)) is not None}
+    """All rows, the shared expert first; composed ones are folded."""
+    rows = layer.rows
+    return {name: value.detach() for name in ROWWISE if (value := getattr(rows, name)) is not None}
 
 
 def output_bias_of(layer: MoELayer) -> DenseWeights:
