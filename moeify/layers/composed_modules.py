@@ -28,6 +28,9 @@ class NamedTensors(nn.Module):
         """The parameters by name."""
         return dict(self.named_parameters(recurse=False))
 
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={list(value.shape)}" for name, value in self.tensors.items())
+
 
 def add_composed(layer: nn.Module, config: MoEConfig, dtype: torch.dtype | None, device: torch.device | None) -> None:
     """Gives the layer a `core` that is not trained, and `residual` or `lora`, which is. No optimizer moves the core: not by
