@@ -93,6 +93,27 @@ def test_the_two_are_told_apart_by_training() -> None:
     assert layer.route(tokens()).chosen[:, 4].any()
 
 
+def test_the_new_one_is_trained_alone_behind_a_mask() -> None:
+    """As docs/ways-back.md says."""
+    model = converted_llama(layers=1, router=RouterConfig("linear"), top_k=1).train()
+    moeify.add_expert(model, copy_of=0, row=torch.randn(HIDDEN, generator=torch.Generator().manual_seed(0)))
+    layer = first(model)
+    assert layer.gate is not None
+    new = torch.zeros(layer.config.rows, 1)
+    new[layer.config.offsets[-2] :] = 1
+    for rows in (layer.up, layer.gate, layer.down):
+        rows.register_hook(lambda gradient: gradient * new)  # type: ignore[no-untyped-call]  # of torch
+    before = layer.up.detach().clone()
+    optimizer = torch.optim.AdamW([layer.up, layer.gate, layer.down], lr=1e-2, weight_decay=0.0)
+    for batch in batches(2):
+        assert isinstance(batch, dict)
+        torch.autograd.backward(model(**batch, labels=batch["input_ids"]).loss)
+        optimizer.step()
+    changed = (layer.up != before).any(1)
+    assert changed[-10:].all()
+    assert not changed[:-10].any()
+
+
 def test_an_average_key_router_follows_the_new_keys() -> None:
     model = converted_llama(layers=1).train()
     moeify.add_expert(model, copy_of=3)
