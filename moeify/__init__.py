@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "auxiliary_loss": "moeify.training.settings",
     "convert": "moeify.api",
     "evaluate": "moeify.api",
     "inspect": "moeify.api",
@@ -36,6 +37,7 @@ _HOMES = {
     "set_smear": "moeify.layers.inference",
     "set_threshold": "moeify.layers.budget",
     "set_top_k": "moeify.layers.budget",
+    "set_training": "moeify.training.settings",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "Pipeline",
     "__version__",
     "add_expert",
+    "auxiliary_loss",
     "convert",
     "evaluate",
     "inspect",
@@ -60,6 +63,7 @@ __all__ = [
     "set_smear",
     "set_threshold",
     "set_top_k",
+    "set_training",
     "to_dense",
 ]
 
@@ -73,6 +77,7 @@ if TYPE_CHECKING:
     from moeify.pipeline.each_layer import EachLayer
     from moeify.pipeline.pipeline import Pipeline
     from moeify.runtime.native import register
+    from moeify.training.settings import auxiliary_loss, set_training
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from moeify.errors import ConversionError
 from moeify.ir.feed_forward import FeedForward
@@ -21,6 +22,7 @@ from moeify.layers.routers import AverageKeyRouter, build_router
 from moeify.layers.routing import ChoiceRule, Routing, route
 from moeify.layers.smear import run_smeared, smeared_routing
 from moeify.layers.token_input import TokenInput
+from moeify.layers.training_state import Steering, TrainingState
 
 
 class MoELayer(nn.Module):
@@ -67,6 +69,7 @@ class MoELayer(nn.Module):
         self.router = build_router(config, dtype, place)
         # Not a buffer: it is part of the config, and must hold its values even where the weights are on the meta device.
         self._offsets = torch.tensor(config.offsets, dtype=torch.int64, device="cpu")
+        self.training_state: TrainingState | None = None  # set by moeify.set_training
 
     @classmethod
     def from_spec(cls, site: FeedForward, spec: MoESpec) -> Self:
@@ -104,9 +107,26 @@ class MoELayer(nn.Module):
         x = _cast_by_autocast(x)
         if self.config.smear:
             y = run_smeared(x, self._scores(x), self._weights, self.tokens)
-        else:
+        elif (state := self.training_state if self.training else None) is None:
             y = self._run(x, self._mode.weights(self._weights))
+        else:
+            weights = state.watching(self._weights, x)
+            steering = state.steer(x, self._scores(state.router_input(x)), self._rule, self.selection_bias)
+            y = state.noted(x, self._run(x, weights, steering), steering, weights)
         return F.dropout(y, self.config.output_dropout) if self.training and self.config.output_dropout else y
+
+    def _run(self, x: Tensor, weights: LayerWeights, steering: Steering | None = None) -> Tensor:
+        """y [..., output] of x [..., hidden]; steering: None: the router's scores and the rule of the config."""
+        dense = steering is None and self._dense
+        opaque = torch.compiler.is_compiling() and not weights.hidden_dropout and weights.watch is None
+        if dense and not (opaque and torch.compiler.is_exporting()):
+            y = run_all(x.reshape(-1, self.config.hidden), weights, None)
+        else:
+            s = steering or Steering(self._scores(x), self._rule, self.selection_bias)
+            if opaque:
+                return as_node(x, s.scores, weights, self._mode.offsets(self._offsets, weights), s.rule, s.bias)
+            y = run_layer(x.reshape(-1, self.config.hidden), s.scores.reshape(-1, s.scores.shape[-1]), weights, s.rule, s.bias)
+        return y.view(*x.shape[:-1], self.config.output)
 
     def route(self, x: Tensor) -> Routing:
         """Which experts run on each token of x [..., hidden], and with which gates; every expert where they are merged."""
@@ -114,19 +134,6 @@ class MoELayer(nn.Module):
             return smeared_routing(x, self._scores(x), self.tokens)
         scores = ROUTED.no_scores(x, self.config) if self._mode.every else self._scores(x)
         return route(scores.reshape(-1, scores.shape[-1]), self._rule, self.selection_bias)
-
-    def _run(self, x: Tensor, weights: LayerWeights) -> Tensor:
-        """y [..., output] of x [..., hidden] by the experts that the router chooses."""
-        if torch.compiler.is_compiling() and not weights.hidden_dropout and (torch.compiler.is_exporting() or not self._dense):
-            offsets = self._mode.offsets(self._offsets, weights)
-            return as_node(x, self._scores(x), weights, offsets, self._rule, self.selection_bias)
-        rows = x.reshape(-1, self.config.hidden)
-        if self._dense:
-            y = run_all(rows, weights, None)
-        else:
-            scores = self._scores(x)
-            y = run_layer(rows, scores.reshape(-1, scores.shape[-1]), weights, self._rule, self.selection_bias)
-        return y.view(*x.shape[:-1], self.config.output)
 
     def train(self, mode: bool = True) -> Self:
         if self.training and not mode:
@@ -164,7 +171,8 @@ class MoELayer(nn.Module):
     def _scores(self, x: Tensor) -> Tensor:
         if self.router is None or self._mode.every:
             return self._mode.no_scores(x, self.config)
-        if isinstance(self.router, AverageKeyRouter) and self.training:
+        # Keys that an adapter adds to as they are used are not those that the router was told of.
+        if isinstance(self.router, AverageKeyRouter) and (self.training or parametrize.is_parametrized(self)):
             return self._follow_keys(self.router, x)
         scores: Tensor = self.router(x)
         return scores

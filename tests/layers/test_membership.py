@@ -20,6 +20,7 @@ from moeify.ir.moe_config import RouterConfig
 from moeify.layers.budget import moe_layers, set_top_k
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.routers import LinearRouter, MLPRouter
+from moeify.training.selection_bias import update_selection_bias
 from zoo import ZOO
 
 FIRST = "model.layers.0.mlp"
@@ -202,3 +203,16 @@ def test_routers_without_rows_of_their_own_take_none() -> None:
         moeify.add_expert(converted_llama(), copy_of=0, row=torch.zeros(HIDDEN))
     with pytest.raises(UsageError, match="row is for a linear or mlp router, and this layer's is none"):
         moeify.add_expert(converted_llama(router=None, top_k=None), copy_of=0, row=torch.zeros(HIDDEN))
+
+
+def test_what_was_counted_of_the_old_experts_is_forgotten() -> None:
+    model = converted_llama(layers=1, router=RouterConfig("linear")).train()
+    moeify.set_training(model, bias_rate=0.1)
+    for change in (lambda: moeify.add_expert(model, copy_of=0), lambda: moeify.remove_expert(model, 1)):
+        call(model, batches(1)[0])
+        change()
+        call(model, batches(1)[0])
+        update_selection_bias(model)
+        bias = first(model).selection_bias
+        assert bias is not None
+        assert len(bias) == first(model).config.experts
