@@ -25,6 +25,7 @@ _HOMES = {
     "resave": "moeify.api",
     "save": "moeify.api",
     "to_dense": "moeify.api",
+    "Alignment": "moeify.training.align",
     "EachLayer": "moeify.pipeline.each_layer",
     "MoELayer": "moeify.layers.moe_layer",
     "MoeifyError": "moeify.errors",
@@ -41,6 +42,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Alignment",
     "EachLayer",
     "MoELayer",
     "MoeifyError",
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from moeify.pipeline.each_layer import EachLayer
     from moeify.pipeline.pipeline import Pipeline
     from moeify.runtime.native import register
+    from moeify.training.align import Alignment
     from moeify.training.settings import auxiliary_loss, set_training
 
 

@@ -124,7 +124,8 @@ class MoELayer(nn.Module):
         else:
             s = steering or Steering(self._scores(x), self._rule, self.selection_bias)
             if opaque:
-                return as_node(x, s.scores, weights, self._mode.offsets(self._offsets, weights), s.rule, s.bias)
+                offsets = self._mode.offsets(self._offsets, weights)
+                return as_node(x, s.scores, weights, offsets, s.rule, s.bias)
             y = run_layer(x.reshape(-1, self.config.hidden), s.scores.reshape(-1, s.scores.shape[-1]), weights, s.rule, s.bias)
         return y.view(*x.shape[:-1], self.config.output)
 
@@ -137,7 +138,7 @@ class MoELayer(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         if self.training and not mode:
-            self._store_average_keys()
+            self.store_average_keys()
         return super().train(mode)
 
     @property
@@ -181,13 +182,14 @@ class MoELayer(nn.Module):
         return router.follow(x, *self._weights.rows.keys, self.config.offsets)
 
     @torch.no_grad()
-    def _store_average_keys(self) -> None:
+    def store_average_keys(self) -> None:
+        """Gives a router of average keys those of the weights as they are now; in training mode it takes them by itself."""
         if isinstance(self.router, AverageKeyRouter):
             self._follow_keys(self.router, self.up.new_empty(0, self.config.hidden))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         if self.training:
-            self._store_average_keys()
+            self.store_average_keys()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
 

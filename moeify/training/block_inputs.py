@@ -15,9 +15,9 @@ from moeify.errors import InputError
 from moeify.frontend.load_model import load_model
 from moeify.ir.model_graph import Batch
 from moeify.layers.moe_layer import MoELayer
+from moeify.measure.outputs import evaluation_mode
 from moeify.splice.eager_host import EagerHost
 from moeify.splice.walk import GraphWalk
-from moeify.training.at_rest import at_rest
 
 
 class BlockInputs:
@@ -38,7 +38,7 @@ class BlockInputs:
         self._data, self._memory = data, memory
         self._model = ExitStack()
         if isinstance(dense, nn.Module):
-            self._model.enter_context(at_rest(dense))
+            self._model.enter_context(evaluation_mode(dense))
         self._host = EagerHost(load_model(dense, example=data[0], dtype=dtype, device=str(device)))
         self._sites = {site.path: (number, site) for number, site in enumerate(self._host.find()[0])}
         self._walks, self._at = ExitStack(), -1

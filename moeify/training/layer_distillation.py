@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from moeify.data.calls import batches_digest
 from moeify.errors import InputError, UsageError
 from moeify.ir.model_graph import Batch
+from moeify.measure.outputs import evaluation_mode
 from moeify.pipeline.context import Progress, no_progress
 from moeify.pipeline.size import parse_size
-from moeify.training.at_rest import at_rest
 from moeify.training.block_inputs import BlockInputs
 from moeify.training.block_training import BlockReport, MakeOptimizer, Schedule, adamw, held_out_count, shuffled
 from moeify.training.blocks import Block, blocks_of, digest_of, in_order, train_all
@@ -70,7 +70,7 @@ def distill_layers(
     if not data:
         raise InputError("the data holds no batch to distil on")
     weight, held = next(model.parameters()), parse_size(memory, "memory")
-    with at_rest(model), BlockInputs(dense, data, held, weight.dtype, weight.device) as inputs:
+    with evaluation_mode(model), BlockInputs(dense, data, held, weight.dtype, weight.device) as inputs:
         blocks = blocks_of(model, inputs.dense)
         chosen = in_order(blocks, order, layers)
         if smearing := [block.path for block in chosen if block.layer.config.smear]:

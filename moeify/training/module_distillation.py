@@ -20,10 +20,9 @@ from moeify.errors import InputError, UsageError
 from moeify.frontend.load_model import load_model
 from moeify.ir.model_graph import Batch
 from moeify.layers.moe_layer import MoELayer
-from moeify.measure.outputs import main_output, run, visible_outputs
+from moeify.measure.outputs import evaluation_mode, main_output, run, visible_outputs
 from moeify.measure.substitute import computed_by
 from moeify.pipeline.context import Progress, no_progress
-from moeify.training.at_rest import at_rest
 from moeify.training.block_training import BlockReport, MakeOptimizer, Schedule, adamw, held_out_count, shuffled
 from moeify.training.blocks import Block, blocks_of, digest_of, in_order, train_all
 from moeify.training.finished_blocks import FinishedBlocks
@@ -74,7 +73,7 @@ def distill_modules(
         raise InputError(f"the data holds {len(data)} batches: give two or more, of which {count} is held out")
     loaded = load_model(dense, example=data[0], dtype=next(model.parameters()).dtype).model if _is_path(dense) else dense
     assert isinstance(loaded, nn.Module)
-    with at_rest(model):
+    with evaluation_mode(model):
         blocks = blocks_of(model, loaded)
         about = {
             "kind": "modules", "weights": digest_of(blocks), "data": batches_digest(data), "seed": seed,

@@ -268,7 +268,7 @@ def test_what_cannot_be_merged_is_refused(model: Any, message: str) -> None:
 
 def test_training_of_a_choice_is_refused_where_there_is_none() -> None:
     model = nn.Sequential(layer_of())
-    with pytest.raises(UsageError, match=r"^0: merges its experts and chooses none: train it without set_training"):
+    with pytest.raises(UsageError, match=r"^0: runs one mean of its experts \(SMEAR\) and chooses none"):
         moeify.set_training(model, load_balance=0.01)
     moeify.set_smear(model, False)
     moeify.set_training(model, load_balance=0.01)
