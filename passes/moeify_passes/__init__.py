@@ -26,7 +26,9 @@ from moeify_passes.routers.random_router import RandomRouter
 from moeify_passes.upcycling.checkpoints import Checkpoints
 from moeify_passes.upcycling.copies import Copies
 from moeify_passes.upcycling.drop import Drop
+from moeify_passes.upcycling.lora import Lora
 from moeify_passes.upcycling.noise import Noise
+from moeify_passes.upcycling.residual import Residual
 
 #: Every pass there is; this is the only list.
 PASSES: tuple[type[Pass], ...] = (
@@ -63,12 +65,14 @@ __all__ = [
     "InsertRouter",
     "InsertStochasticExperts",
     "KeepNeurons",
+    "Lora",
     "MatchDense",
     "Noise",
     "NormRegression",
     "Random",
     "RandomRouter",
     "RefitOutputs",
+    "Residual",
     "SplitExperts",
     "UpcycleExperts",
 ]

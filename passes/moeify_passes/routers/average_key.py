@@ -13,6 +13,7 @@ from moeify.ir.feed_forward import FeedForward
 from moeify.ir.moe_config import MoEConfig, RouterConfig
 from moeify.ir.moe_spec import MoESpec, Router
 from moeify.pipeline.context import PassContext
+from moeify_passes.expert_rows import expert_rows
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class AverageKey:
     def route(self, site: FeedForward, spec: MoESpec, context: PassContext) -> Router:
         """The router for the spec's experts: weight [experts, hidden], and bias [experts] where keys have one."""
         name = "gate" if site.gated else "up"
-        tensors = {"weight": _expert_means(_rows(site, spec, name), spec)}
+        tensors = {"weight": _expert_means(site, spec, name)}
         if name + "_bias" in spec.weights or getattr(site, name + "_bias") is not None:
-            tensors["bias"] = _expert_means(_rows(site, spec, name + "_bias"), spec)
+            tensors["bias"] = _expert_means(site, spec, name + "_bias")
         return Router(self.shape(spec.config(site)), tensors)
 
 
@@ -48,6 +49,12 @@ def _rows(site: FeedForward, spec: MoESpec, name: str) -> Tensor:
     return found
 
 
-def _expert_means(rows: Tensor, spec: MoESpec) -> Tensor:
-    offsets = spec.offsets
-    return torch.stack([rows[a:b].double().mean(0) for a, b in zip(offsets, offsets[1:])]).float()
+def _expert_means(site: FeedForward, spec: MoESpec, name: str) -> Tensor:
+    """The mean of each routed expert's rows, [experts, ...]."""
+    if spec.composed is not None:
+        formed = expert_rows(site, spec)
+        runs = [formed.rows(expert)[name] for expert in range(formed.experts)]
+    else:
+        rows, offsets = _rows(site, spec, name), spec.offsets
+        runs = [rows[a:b] for a, b in zip(offsets, offsets[1:])]
+    return torch.stack([run.double().mean(0) for run in runs]).float()
