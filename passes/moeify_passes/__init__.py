@@ -15,6 +15,7 @@ from moeify_passes.experts.balanced_k_means import BalancedKMeans
 from moeify_passes.experts.co_activation_graph import CoActivationGraph
 from moeify_passes.experts.gradient_importance import GradientImportance
 from moeify_passes.experts.random import Random
+from moeify_passes.rewrite.add_low_rank import AddLowRank
 from moeify_passes.rewrite.compensate import Compensate
 from moeify_passes.rewrite.insert_router import InsertRouter
 from moeify_passes.rewrite.insert_stochastic_experts import InsertStochasticExperts
@@ -35,7 +36,9 @@ from moeify_passes.routers.text_centres import TextCentres
 from moeify_passes.upcycling.checkpoints import Checkpoints
 from moeify_passes.upcycling.copies import Copies
 from moeify_passes.upcycling.drop import Drop
+from moeify_passes.upcycling.lora import Lora
 from moeify_passes.upcycling.noise import Noise
+from moeify_passes.upcycling.residual import Residual
 
 #: Every pass there is; this is the only list.
 PASSES: tuple[type[Pass], ...] = (
@@ -53,12 +56,14 @@ PASSES: tuple[type[Pass], ...] = (
     InsertStochasticExperts,
     ScaleExperts,
     Compensate,
+    AddLowRank,
     RefitOutputs,
 )
 
 __all__ = [
     "PASSES",
     "ActivationMarkers",
+    "AddLowRank",
     "AllocateBudget",
     "AverageKey",
     "BalancedKMeans",
@@ -75,6 +80,7 @@ __all__ = [
     "InsertRouter",
     "InsertStochasticExperts",
     "KeepNeurons",
+    "Lora",
     "MatchDense",
     "MeasureCoActivation",
     "MeasureImportance",
@@ -85,6 +91,7 @@ __all__ = [
     "RandomRouter",
     "RefitOutputs",
     "RepresentativeNeuron",
+    "Residual",
     "ScaleExperts",
     "Similarity",
     "Spectral",

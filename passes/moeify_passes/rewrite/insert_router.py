@@ -175,8 +175,9 @@ def _largest_top_k(site: FeedForward, config: MoEConfig, active: float) -> int:
     fits = [k for k in range(1, config.experts + 1) if config.active_fraction(site.neurons, k) <= active]
     if not fits:
         least = config.active_fraction(site.neurons, 1)
+        core = "" if config.composed is None else "the frozen core, "
         raise UsageError(
-            f"insert-router.active is {active:g} but in {site.path} one expert, the shared expert and the router take "
+            f"insert-router.active is {active:g} but in {site.path} {core}one expert, the shared expert and the router take "
             f"{least:.4f} of the FFN's weights: choose {least + 5e-5:.4f} or more, more experts, or a smaller router"
         )
     return fits[-1]
