@@ -23,6 +23,8 @@ from moeify.pipeline.plan import Plan, foresee
 from moeify.pipeline.recipe import load_recipe, presets
 from zoo import ZOO, Zoo, ids
 
+#: What recipes take instead of a number of experts and of experts a token.
+BUDGET: dict[str, dict[str, Any]] = {"static": {"active": 0.5}}
 SMALL = {"experts": 4, "settings": {"calibrate.tokens": 64}}
 
 
@@ -49,12 +51,14 @@ def run(model: torch.nn.Module) -> torch.Tensor:
 def test_every_recipe_converts_and_its_folder_gives_the_same_model(
     recipe: str, folder: Path, data: Path, tmp_path: Path
 ) -> None:
-    done = moeify.convert(folder, tmp_path / "out", recipe=recipe, top_k=2, calibrate=data, experts=4)
+    budget = BUDGET.get(recipe, {"top_k": 2, "experts": 4})
+    done = moeify.convert(folder, tmp_path / "out", recipe=recipe, calibrate=data, **budget)
     assert done.folder == tmp_path / "out"
     again, made = moeify.load(tmp_path / "out"), done.model.state_dict()
     assert all(torch.equal(value, made[name]) for name, value in again.state_dict().items())
     assert distance(run(again), run(done.model)) < 1e-6  # how a file is mapped decides in which order sums are made
-    assert [layer.top_k for layer in done.report.layers] == [2, 2]
+    assert [layer.top_k for layer in done.report.layers] == [budget.get("top_k")] * 2
+    assert done.report.active_fraction <= budget.get("active", 2.5)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["active_fraction"] == pytest.approx(done.report.active_fraction)
 
@@ -104,11 +108,16 @@ def test_bfloat16(folder: Path, tmp_path: Path) -> None:
 def test_a_dry_run_foresees_what_a_conversion_does(folder: Path, data: Path) -> None:
     for name, recipe in presets().items():
         budget: dict[str, Any] = {"active": 0.8} if recipe.has("cluster-neurons") else {"top_k": 3}
-        options: dict[str, Any] = {"recipe": name, "calibrate": data, "experts": 4, **budget}
+        budget = BUDGET.get(name, {"experts": 4, **budget})
+        options: dict[str, Any] = {"recipe": name, "calibrate": data, **budget}
         plan = moeify.api.plan(folder, **options)
         told: list[Plan] = []
         done = moeify.convert(folder, **options, planned=told.append)
         assert told == [plan]
+        if recipe.has("allocate-budget"):  # what each layer gets is measured; together they keep to the budget
+            assert [layer.path for layer in plan.layers] == [layer.path for layer in done.report.layers]
+            assert done.report.active_fraction <= 0.8 >= plan.active_fraction
+            continue
         assert [(layer.path, layer.top_k, layer.active_fraction, layer.parameters_after) for layer in plan.layers] == [
             (layer.path, layer.top_k, layer.active_fraction, layer.parameters_after) for layer in done.report.layers
         ]

@@ -70,4 +70,11 @@ class Routing:
     threshold: float | None
 
 
-Fact = FeedForwards | CalibrationData | ActivationSample | NeuronStatistics | NeuronGroups | Experts | Routing
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """The active fraction that the site may have: its part of a budget for the whole model."""
+
+    active: float
+
+
+Fact = FeedForwards | CalibrationData | Budget | ActivationSample | NeuronStatistics | NeuronGroups | Experts | Routing

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from moeify.ir.feed_forward import FeedForward, Refusal
@@ -47,6 +48,13 @@ class Host(Protocol):
     def walk(self, batches: Iterable[Batch], prefix: str, memory: int) -> AbstractContextManager[Walk]:
         """A journey on those batches; prefix is "converted" (what was spliced is used) or "dense"; memory in bytes is what
         the values alive between two sites may take, the rest is kept in a temporary file."""
+        ...
+
+    def effects(
+        self, sites: Sequence[FeedForward], batches: Iterable[Batch], size: float, generator: torch.Generator
+    ) -> list[float]:
+        """For each site, how far the dense model's output moves when normal noise of `size` times the norm of each token's
+        output is added to the site's: mean KL in nats for logits, else the squared relative error. Sites in execution order."""
         ...
 
     def splice(self, site: FeedForward, spec: MoESpec) -> None:

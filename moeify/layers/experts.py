@@ -16,6 +16,10 @@ from moeify.layers.hidden_sparsity import HiddenSparsity
 from moeify.layers.routing import ChoiceRule, Routing, route
 from moeify.layers.rows import Rows, linear
 
+#: So many routed experts or more, of fewer rows than that on average, are computed all at once: a step for each would cost more
+#: than it saves.
+_MANY, _SMALL = 128, 32
+
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
@@ -63,7 +67,13 @@ def run_layer(x: Tensor, scores: Tensor, weights: LayerWeights, rule: ChoiceRule
     gates = None if rule.unit_gates and not routing.gates.requires_grad else routing.gates
     if rule.chooses_all(scores.shape[-1]):
         return run_all(x, weights, gates)
-    return run_chosen(x, weights, routing, gates)
+    if isinstance(weights.rows, ComposedRows):
+        return _run_composed(x, weights.rows, weights, routing.chosen, gates)
+    # Whoever watches is to see what runs, and nothing that is computed in passing.
+    experts, routed = scores.shape[-1], weights.offsets[-1] - weights.offsets[0]
+    if weights.watch is None and experts >= _MANY and routed < _SMALL * experts:
+        return run_fine(x, weights.rows, weights, routing, gates)
+    return run_chosen(x, weights.rows, weights, routing, gates)
 
 
 def run_all(x: Tensor, weights: LayerWeights, gates: Tensor | None) -> Tensor:
@@ -78,14 +88,12 @@ def run_all(x: Tensor, weights: LayerWeights, gates: Tensor | None) -> Tensor:
     return _compensated(x, linear(h, weights.rows.down.T, weights.output_bias), weights)
 
 
-def run_chosen(x: Tensor, weights: LayerWeights, routing: Routing, gates: Tensor | None) -> Tensor:
+def run_chosen(x: Tensor, rows: Rows, weights: LayerWeights, routing: Routing, gates: Tensor | None) -> Tensor:
     """y [tokens, output] with the chosen experts on; gates [tokens, experts], None for 1.
 
     The tokens of each expert are gathered, so an expert that nobody chose costs nothing and its weights are not read.
     """
-    if isinstance(weights.rows, ComposedRows):
-        return _run_composed(x, weights.rows, weights, routing.chosen, gates)
-    shared, *experts = weights.rows.runs(weights.sizes)
+    shared, *experts = rows.runs(weights.sizes)
     y = _shared(x, shared, weights)
     for e, tokens, gate in gathered(len(experts), routing.chosen, gates, x.dtype):
         h = _hidden(picked(x, tokens), experts[e], weights, tokens)
@@ -106,6 +114,22 @@ def _with_idle(y: Tensor, chosen: Tensor, weights: LayerWeights) -> Tensor:
     if weights.idle is None:
         return y
     return torch.addmm(y, (~chosen).to(y.dtype), weights.idle.to(y.dtype))
+
+
+def run_fine(x: Tensor, every: Rows, weights: LayerWeights, routing: Routing, gates: Tensor | None) -> Tensor:
+    """The same for many experts of few rows, all at once: rows that any token uses are gathered, and masked for each token."""
+    shared, *sizes = weights.sizes
+    counts = torch.tensor(sizes, device=x.device)
+    of_row = torch.arange(len(sizes), device=x.device).repeat_interleave(counts, output_size=sum(sizes))
+    used = routing.chosen.any(0)[of_row].nonzero().flatten()
+    places = torch.cat((torch.arange(shared, device=x.device), used + shared))
+    rows = every if len(places) == len(every.up) else every.picked(places)
+    h = _hidden(x, rows, weights)
+    if gates is not None:
+        h = h * F.pad(gates.to(x.dtype)[:, of_row[used]], (shared, 0), value=1.0)
+    h = h.masked_fill(F.pad(~routing.chosen[:, of_row[used]], (shared, 0), value=False), 0.0)
+    y = linear(h, rows.down.T, weights.output_bias)
+    return _compensated(x, _with_idle(y, routing.chosen, weights), weights)
 
 
 def _shared(x: Tensor, rows: Rows, weights: LayerWeights) -> Tensor:

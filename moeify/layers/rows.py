@@ -26,6 +26,12 @@ class Rows:
         """The rows that decide whether a neuron fires (gate rows if gated, else up rows) and their bias."""
         return (self.up, self.up_bias) if self.gate is None else (self.gate, self.gate_bias)
 
+    def picked(self, places: Tensor) -> Rows:
+        """The rows at those places (int64 indices)."""
+        fields = (self.gate, self.up_bias, self.gate_bias)
+        others = (None if tensor is None else tensor.index_select(0, places) for tensor in fields)
+        return Rows(self.up.index_select(0, places), self.down.index_select(0, places), *others)
+
     def runs(self, sizes: list[int]) -> list[Rows]:
         """Runs of those sizes, as views. One split a tensor, for its backward writes one gradient, not one an expert."""
 

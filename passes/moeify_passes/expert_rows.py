@@ -42,12 +42,25 @@ class ExpertRows:
         """h(x) of the expert's rows, [tokens, rows]."""
         return self._neurons(x, self.rows(expert))
 
+    def hidden(self, x: Tensor) -> Tensor:
+        """h(x) of all rows, [tokens, rows]."""
+        return self._neurons(x, self._all())
+
     def all_on(self, x: Tensor) -> Tensor:
         """The sum of all experts and the output bias, [tokens, output]."""
-        y = self.shared_output(x)
-        for expert in range(self.experts):
-            y += self.output(x, expert)
+        if self.composed is None:
+            y = self.hidden(x) @ self.tensors["down"]
+        else:  # the rows of all experts at once would take as much as the copies that composing saves
+            y = torch.stack([self._output(x, expert) for expert in range(-1, self.experts)]).sum(0)
         return y + self.tensors.get("output_bias", 0.0)
+
+    def gated_outputs(self, x: Tensor, gates: Tensor) -> Tensor:
+        """h(x) of all rows times the gate of the expert that each is in, 1 in the shared one: [tokens, rows] of gates [tokens,
+        experts]. A gate of 0 gives 0 whatever h is."""
+        sizes = torch.tensor(self.offsets).diff()
+        of_rows = gates.repeat_interleave(sizes, dim=1, output_size=int(sizes.sum()))
+        of_rows = F.pad(of_rows, (self.offsets[0], 0), value=1.0)
+        return (self.hidden(x) * of_rows).masked_fill_(of_rows == 0, 0.0)
 
     def _output(self, x: Tensor, expert: int) -> Tensor:
         rows = self.rows(expert)
@@ -70,6 +83,13 @@ class ExpertRows:
         own = {name: tensor[run : run + 1] for name, tensor in self._under(f"{self.composed.kind}.").items()}
         return {name: self.composed.compose(name, core, own)[0] for name, core in self._under("core.").items()}
 
+    def _all(self) -> dict[str, Tensor]:
+        """All rows by name, the shared expert first."""
+        if self.composed is None:
+            return {name: self.tensors[name] for name in ROWWISE if name in self.tensors}
+        parts = [self.rows(expert) for expert in range(-1, self.experts)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
     def _under(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
 
@@ -82,5 +102,15 @@ def expert_rows(site: FeedForward, spec: MoESpec) -> ExpertRows:
 
 def expert_norms(rows: ExpertRows, x: Tensor, of_neurons: bool = False) -> Tensor:
     """The L2 norm of each expert's output (or of its neuron outputs h), [tokens, experts]."""
+    if rows.experts == rows.offsets[-1] - rows.offsets[0] and not of_neurons:
+        return squared_norms(rows, x).sqrt_()
     part = rows.neuron_outputs if of_neurons else rows.output
     return torch.stack([part(x, expert).norm(dim=1) for expert in range(rows.experts)], dim=1)
+
+
+def squared_norms(rows: ExpertRows, x: Tensor) -> Tensor:
+    """||E_e(x)||^2, [tokens, experts]."""
+    if rows.experts == rows.offsets[-1] - rows.offsets[0]:  # a neuron each
+        h = rows.hidden(x)[:, rows.offsets[0] :]
+        return h.square_() * rows.tensors["down"][rows.offsets[0] :].square().sum(1)
+    return expert_norms(rows, x).square_()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from moeify.errors import ConversionError, UsageError
-from moeify.ir.facts import ActivationSample, Fact, FeedForwards, NeuronGroups
+from moeify.ir.facts import ActivationSample, Fact, FeedForwards, NeuronGroups, NeuronStatistics
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
 from moeify.ir.moe_config import MoEConfig
@@ -17,7 +17,8 @@ from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
 from moeify_passes.experts.activation_markers import ActivationMarkers
 from moeify_passes.experts.balanced_k_means import BalancedKMeans
-from moeify_passes.experts.expert_sizes import expert_sizes
+from moeify_passes.experts.contributions import contributions
+from moeify_passes.experts.expert_sizes import expert_sizes, sizes_beside
 from moeify_passes.experts.markers import marker_rates
 from moeify_passes.experts.random import Random
 from moeify_passes.strategies import ExpertStrategy
@@ -27,14 +28,21 @@ from moeify_passes.strategies import ExpertStrategy
 class ClusterNeurons:
     """Groups of neurons: one for each routed expert, and those of the shared expert.
 
-    experts: the number of routed experts. shared_experts: the size of the shared expert in units of a routed one; it takes the
-    neurons that are most often among the strongest (CMoE, section 3.1), which needs calibration data. The FFN is cut into
-    experts + shared_experts equal parts; unequal: where they do not divide it, sizes may differ by one. by: how to group.
+    experts: the number of routed experts; "neurons": every neuron is one, and there is nothing to group. shared_experts: the
+    size of the shared expert in units of a routed one. The FFN is cut into experts + shared_experts equal parts; unequal: where
+    they do not divide it, sizes may differ by one. by: how to group.
+
+    shared: instead of shared_experts, the shared expert's part of the neurons (0 to 1): as many neurons as leave equal routed
+    experts, or with `unequal` exactly that part. shared_by: which neurons it takes, which needs calibration data: those that
+    are most often among the strongest ("rate"; CMoE, section 3.1), or those with the largest E[h^2] ||down row||^2
+    ("contribution").
     """
 
-    experts: int = 16
+    experts: int | Literal["neurons"] = 16
     shared_experts: int = 0
     unequal: bool = False
+    shared: float | None = None
+    shared_by: Literal["rate", "contribution"] = "rate"
     by: Random | BalancedKMeans | ActivationMarkers | ExpertStrategy = field(default_factory=BalancedKMeans)
 
     name: ClassVar[str] = "cluster-neurons"
@@ -43,15 +51,27 @@ class ClusterNeurons:
     rewrites: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.experts < 1:
+        if isinstance(self.experts, str) and self.experts != "neurons":
+            raise UsageError(f"cluster-neurons.experts is {self.experts!r}: choose a number, or neurons")
+        if isinstance(self.experts, int) and self.experts < 1:
             raise UsageError(f"cluster-neurons.experts is {self.experts}: choose 1 or more")
         if self.shared_experts < 0:
             raise UsageError(f"cluster-neurons.shared_experts is {self.shared_experts}: choose 0 or more")
+        if self.shared is not None and not 0 <= self.shared < 1:
+            raise UsageError(f"cluster-neurons.shared is {self.shared}: choose a part of the neurons from 0 to below 1")
+        if self.shared is not None and self.shared_experts:
+            raise UsageError(
+                f"cluster-neurons has shared {self.shared} and shared_experts {self.shared_experts}: give one of them"
+            )
+        if self.shared_by not in ("rate", "contribution"):
+            raise UsageError(f"cluster-neurons.shared_by is {self.shared_by!r}: choose rate or contribution")
 
     @property
     def needs(self) -> tuple[type[Fact], ...]:
-        sample = (ActivationSample,) if self.shared_experts else ()
-        return tuple(dict.fromkeys((FeedForwards, *self.by.needs, *sample)))
+        kind = ActivationSample if self.shared_by == "rate" else NeuronStatistics
+        found = (kind,) if self.shared_experts or self.shared else ()
+        by = () if self.experts == "neurons" else self.by.needs
+        return tuple(dict.fromkeys((FeedForwards, *by, *found)))
 
     @property
     def uses(self) -> tuple[type[Fact], ...]:
@@ -59,23 +79,36 @@ class ClusterNeurons:
 
     def run(self, graph: ModelGraph, context: PassContext) -> bool:
         """Gives NeuronGroups. Raises UsageError where the neurons of a site cannot be cut into such parts."""
-        sizes = [expert_sizes(site, self.experts, self.shared_experts, self.unequal) for site in graph.sites]
+        sizes = [self._sizes(site) for site in graph.sites]
         for site, (shared_size, expert_size) in zip(graph.sites, sizes):
             shared = self._shared(site, shared_size, context)
             routed = torch.ones(site.neurons, dtype=torch.bool).index_fill_(0, shared, False).nonzero().flatten()
-            groups = self.by.group(site, routed, expert_size, context)
-            context.put(site, NeuronGroups(_as_asked(site, groups, routed, expert_size), shared))
+            if self.experts == "neurons":
+                groups = torch.split(routed, 1)
+            else:
+                groups = _as_asked(site, self.by.group(site, routed, expert_size, context), routed, expert_size)
+            context.put(site, NeuronGroups(groups, shared))
         return False
 
     def foresee(self, site: FeedForward, config: MoEConfig | None) -> MoEConfig:
         """The layer with all experts on. Raises UsageError where the neurons cannot be cut into such parts."""
-        shared, sizes = expert_sizes(site, self.experts, self.shared_experts, self.unequal)
+        shared, sizes = self._sizes(site)
         empty = [torch.empty(size, dtype=torch.int64) for size in (shared, *sizes)]
         return MoESpec(experts=tuple(empty[1:]), shared=empty[0]).config(site)
+
+    def _sizes(self, site: FeedForward) -> tuple[int, tuple[int, ...]]:
+        if isinstance(self.experts, str):
+            shared = min(self.shared_experts or round((self.shared or 0.0) * site.neurons), site.neurons - 1)
+            return shared, (1,) * (site.neurons - shared)
+        if self.shared is None:
+            return expert_sizes(site, self.experts, self.shared_experts, self.unequal)
+        return sizes_beside(site, self.experts, self.shared, self.unequal)
 
     def _shared(self, site: FeedForward, size: int, context: PassContext) -> Tensor:
         if size == 0:
             return torch.empty(0, dtype=torch.int64)
+        if self.shared_by == "contribution":
+            return contributions(site, context.get(site, NeuronStatistics)).argsort(descending=True)[:size].sort().values
         marking = self.by if isinstance(self.by, ActivationMarkers) else ActivationMarkers()
         inputs = context.get(site, ActivationSample).inputs
         rates = marker_rates(site, inputs, marking.top, marking.weighted)
