@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from moeify.errors import ConversionError
-from moeify.ir.activations import activation
 from moeify.ir.composed_spec import ComposedSpec
 from moeify.ir.feed_forward import ROWWISE, FeedForward
 from moeify.ir.moe_config import GateRule, MoEConfig, RouterConfig
+from moeify.ir.router_scores import router_scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +24,7 @@ class Router:
 
     def scores(self, x: Tensor) -> Tensor:
         """Scores [tokens, experts] for x [tokens, hidden], in x's dtype."""
-        t = {name: value.to(x.dtype) for name, value in self.tensors.items()}
-        if self.config.kind != "mlp":
-            return torch.nn.functional.linear(x, t["weight"], t.get("bias"))
-        inner = torch.nn.functional.linear(x, t["weight_in"], t.get("bias_in"))
-        inner = activation(self.config.activation or "identity")(inner)
-        scores = torch.nn.functional.linear(inner, t["weight_out"], t.get("bias_out"))
-        return scores.abs() if self.config.output == "abs" else scores
+        return router_scores(self.config, {name: value.to(x.dtype) for name, value in self.tensors.items()}, x)
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,6 +39,8 @@ def configure(
         ("find-feed-forward", "layers", layers),
         ("calibrate", "tokens", tokens),
     ]
+    if plan.has("measure-importance"):  # it makes an expert of each group
+        wanted += [("measure-importance", "groups", experts), ("measure-importance", "tokens", tokens)]
     if active is not None and plan.has("keep-neurons"):
         plan = plan.set("keep-neurons", "active", active)
     elif active is not None:

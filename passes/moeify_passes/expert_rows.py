@@ -44,7 +44,7 @@ class ExpertRows:
 
     def hidden(self, x: Tensor) -> Tensor:
         """h(x) of all rows, [tokens, rows]."""
-        return self._neurons(x, self._all())
+        return self._neurons(x, self.all_rows())
 
     def all_on(self, x: Tensor) -> Tensor:
         """The sum of all experts and the output bias, [tokens, output]."""
@@ -83,7 +83,7 @@ class ExpertRows:
         own = {name: tensor[run : run + 1] for name, tensor in self._under(f"{self.composed.kind}.").items()}
         return {name: self.composed.compose(name, core, own)[0] for name, core in self._under("core.").items()}
 
-    def _all(self) -> dict[str, Tensor]:
+    def all_rows(self) -> dict[str, Tensor]:
         """All rows by name, the shared expert first."""
         if self.composed is None:
             return {name: self.tensors[name] for name in ROWWISE if name in self.tensors}
@@ -106,6 +106,11 @@ def expert_norms(rows: ExpertRows, x: Tensor, of_neurons: bool = False) -> Tenso
         return squared_norms(rows, x).sqrt_()
     part = rows.neuron_outputs if of_neurons else rows.output
     return torch.stack([part(x, expert).norm(dim=1) for expert in range(rows.experts)], dim=1)
+
+
+def expert_masses(rows: ExpertRows, x: Tensor) -> Tensor:
+    """The sum of |h_i| over each expert's neurons, [tokens, experts]."""
+    return torch.stack([rows.neuron_outputs(x, expert).abs().sum(1) for expert in range(rows.experts)], dim=1)
 
 
 def squared_norms(rows: ExpertRows, x: Tensor) -> Tensor:

@@ -17,11 +17,12 @@ from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
 from moeify_passes.experts.activation_markers import ActivationMarkers
 from moeify_passes.experts.balanced_k_means import BalancedKMeans
+from moeify_passes.experts.co_activation_graph import CoActivationGraph
 from moeify_passes.experts.contributions import contributions
 from moeify_passes.experts.expert_sizes import expert_sizes, sizes_beside
-from moeify_passes.experts.markers import marker_rates
+from moeify_passes.experts.gradient_importance import GradientImportance
 from moeify_passes.experts.random import Random
-from moeify_passes.strategies import ExpertStrategy
+from moeify_passes.strategies import ExpertStrategy, Shares
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class ClusterNeurons:
 
     shared: instead of shared_experts, the shared expert's part of the neurons (0 to 1): as many neurons as leave equal routed
     experts, or with `unequal` exactly that part. shared_by: which neurons it takes, which needs calibration data: those that
-    are most often among the strongest ("rate"; CMoE, section 3.1), or those with the largest E[h^2] ||down row||^2
-    ("contribution").
+    are most often among the strongest ("rate"; CMoE, section 3.1; gradient-importance goes by its own counts), or those with
+    the largest E[h^2] ||down row||^2 ("contribution").
     """
 
     experts: int | Literal["neurons"] = 16
@@ -43,7 +44,9 @@ class ClusterNeurons:
     unequal: bool = False
     shared: float | None = None
     shared_by: Literal["rate", "contribution"] = "rate"
-    by: Random | BalancedKMeans | ActivationMarkers | ExpertStrategy = field(default_factory=BalancedKMeans)
+    by: Random | BalancedKMeans | ActivationMarkers | CoActivationGraph | GradientImportance | ExpertStrategy = field(
+        default_factory=BalancedKMeans
+    )
 
     name: ClassVar[str] = "cluster-neurons"
     gives: ClassVar[tuple[type[Fact], ...]] = (NeuronGroups,)
@@ -69,8 +72,10 @@ class ClusterNeurons:
     @property
     def needs(self) -> tuple[type[Fact], ...]:
         kind = ActivationSample if self.shared_by == "rate" else NeuronStatistics
-        found = (kind,) if self.shared_experts or self.shared else ()
-        by = () if self.experts == "neurons" else self.by.needs
+        shares = bool(self.shared_experts or self.shared)
+        own = shares and self.shared_by == "rate" and isinstance(self.by, Shares)
+        found = (kind,) if shares and not own else ()
+        by = () if self.experts == "neurons" and not own else self.by.needs
         return tuple(dict.fromkeys((FeedForwards, *by, *found)))
 
     @property
@@ -86,7 +91,7 @@ class ClusterNeurons:
             if self.experts == "neurons":
                 groups = torch.split(routed, 1)
             else:
-                groups = _as_asked(site, self.by.group(site, routed, expert_size, context), routed, expert_size)
+                groups = self._as_asked(site, self.by.group(site, routed, expert_size, context), routed, expert_size)
             context.put(site, NeuronGroups(groups, shared))
         return False
 
@@ -109,17 +114,21 @@ class ClusterNeurons:
             return torch.empty(0, dtype=torch.int64)
         if self.shared_by == "contribution":
             return contributions(site, context.get(site, NeuronStatistics)).argsort(descending=True)[:size].sort().values
-        marking = self.by if isinstance(self.by, ActivationMarkers) else ActivationMarkers()
-        inputs = context.get(site, ActivationSample).inputs
-        rates = marker_rates(site, inputs, marking.top, marking.weighted)
-        return rates.argsort(descending=True, stable=True)[:size].sort().values
+        by = self.by if isinstance(self.by, Shares) else ActivationMarkers()
+        return by.share(site, size, context)
 
-
-def _as_asked(site: FeedForward, groups: tuple[Tensor, ...], neurons: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """The groups. Raises ConversionError where a strategy gave others than it was asked for."""
-    found = tuple(len(group) for group in groups)
-    if found != sizes or not torch.equal(torch.cat(groups).sort().values, neurons):
-        raise ConversionError(
-            f"{site.path}: cluster-neurons.by gave groups of {found} neurons; asked for were {sizes}, each neuron in one group"
-        )
-    return groups
+    def _as_asked(
+        self, site: FeedForward, groups: tuple[Tensor, ...], neurons: Tensor, sizes: tuple[int, ...]
+    ) -> tuple[Tensor, ...]:
+        """The groups. Raises ConversionError where a strategy gave others than it was asked for; only one that says that its
+        experts overlap may use a neuron twice, or not at all."""
+        found, together = tuple(len(group) for group in groups), torch.cat(groups).sort().values
+        if getattr(self.by, "overlap", False):
+            right, each = bool(torch.isin(together, neurons).all()), "all of them routed ones"
+        else:
+            right, each = torch.equal(together, neurons), "each neuron in one group"
+        if found != sizes or not right:
+            raise ConversionError(
+                f"{site.path}: cluster-neurons.by gave groups of {found} neurons; asked for were {sizes}, {each}"
+            )
+        return groups

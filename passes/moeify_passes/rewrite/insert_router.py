@@ -23,9 +23,14 @@ from moeify.pipeline.context import PassContext
 from moeify_passes.rewrite.same_spec import same_spec
 from moeify_passes.routers.average_key import AverageKey
 from moeify_passes.routers.gain_regression import GainRegression
+from moeify_passes.routers.mlp_classifier import MlpClassifier
 from moeify_passes.routers.norm_regression import NormRegression
 from moeify_passes.routers.random_router import RandomRouter
+from moeify_passes.routers.representative_neuron import RepresentativeNeuron
 from moeify_passes.routers.router_share import measure_router
+from moeify_passes.routers.similarity import Similarity
+from moeify_passes.routers.spectral import Spectral
+from moeify_passes.routers.text_centres import TextCentres
 from moeify_passes.routers.threshold import active_share, calibrated_threshold
 from moeify_passes.strategies import RouterStrategy
 
@@ -51,7 +56,18 @@ class InsertRouter:
     gate: GateRule = "one"
     normalize: bool = False
     detach_sum: bool = False
-    by: AverageKey | NormRegression | GainRegression | RandomRouter | RouterStrategy = field(default_factory=AverageKey)
+    by: (
+        AverageKey
+        | NormRegression
+        | GainRegression
+        | RandomRouter
+        | Similarity
+        | MlpClassifier
+        | RepresentativeNeuron
+        | Spectral
+        | TextCentres
+        | RouterStrategy
+    ) = field(default_factory=AverageKey)
     choice: Literal["top-k", "threshold"] = "top-k"
     most: int | None = None
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from moeify.ir.facts import Fact
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.moe_config import MoEConfig, RouterConfig
 from moeify.ir.moe_spec import MoESpec, Router
 from moeify.pipeline.context import PassContext
-from moeify_passes.expert_rows import expert_rows
+from moeify_passes.routers.key_rows import expert_means, spec_rows
 
 
 @dataclass(frozen=True)
@@ -35,26 +32,7 @@ class AverageKey:
     def route(self, site: FeedForward, spec: MoESpec, context: PassContext) -> Router:
         """The router for the spec's experts: weight [experts, hidden], and bias [experts] where keys have one."""
         name = "gate" if site.gated else "up"
-        tensors = {"weight": _expert_means(site, spec, name)}
+        tensors = {"weight": expert_means(spec_rows(site, spec, name), spec)}
         if name + "_bias" in spec.weights or getattr(site, name + "_bias") is not None:
-            tensors["bias"] = _expert_means(site, spec, name + "_bias")
+            tensors["bias"] = expert_means(spec_rows(site, spec, name + "_bias"), spec)
         return Router(self.shape(spec.config(site)), tensors)
-
-
-def _rows(site: FeedForward, spec: MoESpec, name: str) -> Tensor:
-    """The rows that the layer will hold under that name, shared expert first."""
-    if name in spec.weights:
-        return spec.weights[name]
-    found: Tensor = getattr(site, name).read()[spec.order]
-    return found
-
-
-def _expert_means(site: FeedForward, spec: MoESpec, name: str) -> Tensor:
-    """The mean of each routed expert's rows, [experts, ...]."""
-    if spec.composed is not None:
-        formed = expert_rows(site, spec)
-        runs = [formed.rows(expert)[name] for expert in range(formed.experts)]
-    else:
-        rows, offsets = _rows(site, spec, name), spec.offsets
-        runs = [rows[a:b] for a, b in zip(offsets, offsets[1:])]
-    return torch.stack([run.double().mean(0) for run in runs]).float()
