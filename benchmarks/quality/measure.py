@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results.jsonl"
 
 
 def measured(recipe: str, active: float, tokens: int, judged: int, settings: list[str]) -> dict[str, Any]:
-    """One row: what was asked, what the conversion took, and the perplexity on each text. "dense": the model as it is."""
+    """One row: what was asked, what the conversion took, and the perplexities. recipe "dense": the model as it is."""
     row: dict[str, Any] = {"benchmark": "quality", "model": "SmolLM2-135M", "recipe": recipe, "judged tokens": judged}
     dense = load_model(real_models.smollm2())
     with tempfile.TemporaryDirectory() as name:

@@ -15,6 +15,7 @@ from moeify_passes.experts.balanced_k_means import BalancedKMeans
 from moeify_passes.experts.co_activation_graph import CoActivationGraph
 from moeify_passes.experts.gradient_importance import GradientImportance
 from moeify_passes.experts.random import Random
+from moeify_passes.rewrite.add_low_rank import AddLowRank
 from moeify_passes.rewrite.compensate import Compensate
 from moeify_passes.rewrite.insert_router import InsertRouter
 from moeify_passes.rewrite.insert_stochastic_experts import InsertStochasticExperts
@@ -55,12 +56,14 @@ PASSES: tuple[type[Pass], ...] = (
     InsertStochasticExperts,
     ScaleExperts,
     Compensate,
+    AddLowRank,
     RefitOutputs,
 )
 
 __all__ = [
     "PASSES",
     "ActivationMarkers",
+    "AddLowRank",
     "AllocateBudget",
     "AverageKey",
     "BalancedKMeans",

@@ -30,7 +30,7 @@ class AllocateBudget:
     """
 
     active: float = 0.5
-    tokens: int = 512
+    tokens: int = 256
     noise: float = 0.3
     slope: float = 4.0
     least: float = 0.5

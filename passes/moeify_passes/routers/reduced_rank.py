@@ -21,29 +21,34 @@ class ReducedRankFit:
         self.gram = torch.zeros(width, width, dtype=torch.float64)
         self.right = torch.zeros(width, outputs, dtype=torch.float64)
         self.total = torch.zeros(outputs, dtype=torch.float64)
-        self.tokens = 0
+        self.shift = torch.zeros(width, dtype=torch.float64)
+        self.tokens = 0.0
 
-    def add(self, x: Tensor, targets: Tensor) -> None:
-        """x [tokens, width]; targets [tokens, outputs]. Products within a chunk are made in float32."""
+    def add(self, x: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        """x [tokens, width]; targets [tokens, outputs]; weights [tokens]: how much each counts. Products within a chunk are
+        made in float32."""
         z = ((x.double() - self.mean) * self.scale).float()
-        self.gram += z.T @ z
-        self.right += z.T @ targets
-        self.total += targets.sum(0, dtype=torch.float64)
-        self.tokens += len(x)
+        weighted, counted = (z, torch.ones(len(x))) if weights is None else (z * weights[:, None], weights)
+        self.gram += weighted.T @ z
+        self.right += weighted.T @ targets
+        self.shift += weighted.sum(0, dtype=torch.float64)
+        self.total += (targets * counted[:, None]).sum(0, dtype=torch.float64)
+        self.tokens += float(counted.sum(dtype=torch.float64))
 
     def solve(self, rank: int, ridge: float) -> dict[str, Tensor]:
         """weight_in [rank, width], bias_in [rank], weight_out [outputs, rank], bias_out [outputs], float32, for
         (x weight_in^T + bias_in) weight_out^T + bias_out: the least squared error on what was added plus a ridge penalty."""
-        gram = self.gram / self.tokens
+        shift, centre = self.shift / self.tokens, self.total / self.tokens
+        gram = self.gram / self.tokens - torch.outer(shift, shift)
         gram.diagonal().add_(ridge)
         lower = torch.linalg.cholesky(gram)
-        # Inputs have mean 0 only over all tokens together, as they were added: the mean target needs no other correction.
-        image = torch.linalg.solve_triangular(lower, self.right / self.tokens, upper=False)
+        image = torch.linalg.solve_triangular(lower, self.right / self.tokens - torch.outer(shift, centre), upper=False)
         basis = torch.linalg.eigh(image @ image.T).eigenvectors[:, -rank:]
-        inner = torch.linalg.solve_triangular(lower.T, basis, upper=True) * self.scale[:, None]
+        of_scaled = torch.linalg.solve_triangular(lower.T, basis, upper=True)
+        inner = of_scaled * self.scale[:, None]
         return {
             "weight_in": inner.T.float().contiguous(),
-            "bias_in": (-self.mean @ inner).float(),
+            "bias_in": (-self.mean @ inner - shift @ of_scaled).float(),
             "weight_out": (image.T @ basis).float().contiguous(),
-            "bias_out": (self.total / self.tokens).float(),
+            "bias_out": centre.float(),
         }
