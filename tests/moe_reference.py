@@ -157,3 +157,43 @@ def moe(
         if output_bias is not None:
             y[token] += output_bias.astype(np.float64)
     return y
+
+
+def smear(
+    x: Array,
+    scores: Array,
+    up: Array,
+    down: Array,
+    offsets: Array,
+    gate: Array | None = None,
+    up_bias: Array | None = None,
+    gate_bias: Array | None = None,
+    output_bias: Array | None = None,
+    low_rank_in: Array | None = None,
+    low_rank_out: Array | None = None,
+    *,
+    activation: str,
+    counts: NDArray[np.bool_] | None = None,
+) -> Float:
+    """y [sequences, tokens, output] of x [sequences, tokens, hidden]: one merged expert a sequence; counts [sequences, tokens]:
+    which tokens have a say in it."""
+    y = np.zeros((*x.shape[:2], down.shape[1]))
+    for sequence in range(len(x)):
+        mean = np.zeros(scores.shape[-1])
+        heard = [t for t in range(x.shape[1]) if counts is None or counts[sequence, t]]
+        for t in heard:
+            mean += special.softmax(scores[sequence, t].astype(np.float64)) / len(heard)
+
+        def merged(rows: Array | None, mean: Float = mean) -> Array | None:
+            """The rows of the shared expert, then one expert's."""
+            if rows is None:
+                return None
+            experts = [rows[a:b].astype(np.float64) for a, b in zip(offsets, offsets[1:])]
+            return np.concatenate([rows[: offsets[0]], sum(p * expert for p, expert in zip(mean, experts))])
+
+        y[sequence] = moe(
+            x[sequence], np.zeros((x.shape[1], 1)), np.asarray(merged(up)), np.asarray(merged(down)), offsets[:2],
+            gate=merged(gate), up_bias=merged(up_bias), gate_bias=merged(gate_bias), output_bias=output_bias,
+            low_rank_in=low_rank_in, low_rank_out=low_rank_out, activation=activation,
+        )  # fmt: skip
+    return y

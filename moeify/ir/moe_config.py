@@ -4,57 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from moeify.errors import InputError, UsageError
 from moeify.ir.activations import activation
 from moeify.ir.composition import Composition, core_shapes, count
+from moeify.ir.router_config import SEEDS, Inference, RouterConfig, RouterKind, Scope
 
 GateRule = Literal["one", "softmax", "sigmoid"]
 GATE_RULES: tuple[GateRule, ...] = ("one", "softmax", "sigmoid")
 
-RouterKind = Literal["linear", "average-key", "mlp", "stochastic"]
-
-#: How often a stochastic router draws, and what it does in inference (docs/moe-layer.md).
-Scope = Literal["forward", "sequence", "token"]
-Inference = Literal["random", "fixed", "merged", "ensemble"]
-
-#: Seeds of stochastic routers lie below: an ONNX file holds them as float32.
-SEEDS = 2**24
-
-
-@dataclass(frozen=True)
-class RouterConfig:
-    """How scores [tokens, experts] come from x [tokens, hidden].
-
-    linear:       x weight^T (+ bias)            weight [experts, hidden], bias [experts]
-    average-key:  the same, and in training the weight follows the mean key row of each expert (EMoE, section 3)
-    mlp:          act(x weight_in^T (+ bias_in)) weight_out^T (+ bias_out), then `output`
-                  weight_in [width, hidden], weight_out [experts, width]
-    stochastic:   drawn, not computed: scope, inference and seed are its alone
-    """
-
-    kind: RouterKind
-    bias: bool = False
-    width: int | None = None
-    activation: str | None = None
-    output: Literal["identity", "abs"] = "identity"
-    scope: Scope = "forward"
-    inference: Inference = "random"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, known in (("scope", get_args(Scope)), ("inference", get_args(Inference))):
-            if (value := getattr(self, name)) not in known:
-                raise UsageError(f"{name} of a stochastic router is {value!r}: choose one of {', '.join(known)}")
-        if type(self.seed) is not int or not 0 <= self.seed < SEEDS:
-            raise UsageError(f"seed of a stochastic router is {self.seed!r}: choose a whole number from 0 to {SEEDS - 1}")
-
-    def parameters(self, hidden: int, experts: int) -> int:
-        """The number of weights in its matrices."""
-        if self.kind == "stochastic":
-            return 0
-        return experts * hidden if self.width is None else self.width * (hidden + experts)
+__all__ = ["GATE_RULES", "SEEDS", "GateRule", "Inference", "MoEConfig", "RouterConfig", "RouterKind", "Scope"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +22,8 @@ class MoEConfig:
     """The shape of one MoE layer. Names and meaning follow docs/moe-layer.md; `rank` 0 means no low-rank term.
 
     neurons: of the dense FFN that it was made of; None where nobody said so: as many as rows. shards: so many neighbouring
-    experts are one copy of that FFN; None where experts are no copies. composed: how rows come of a frozen core of `neurons`
-    rows; None where they are stored.
+    experts are one copy of that FFN; None where experts are no copies. smear: one merged expert a sequence runs. composed: how
+    rows come of a frozen core of `neurons` rows; None where they are stored.
     """
 
     hidden: int
@@ -87,6 +47,7 @@ class MoEConfig:
     detach_sum: bool = False
     neurons: int | None = None
     shards: int | None = None
+    smear: bool = False
     composed: Composition | None = None
 
     def __post_init__(self) -> None:
@@ -109,6 +70,10 @@ class MoEConfig:
             raise UsageError(f"shards is {self.shards}: the {self.experts} experts cannot be copies of so many parts each")
         if self.composed is not None and (self.shards != 1 or {*self.sizes, self.shared or self.neurons} != {self.neurons}):
             raise UsageError(f"composed rows: every expert has as many rows as the core, {self.neurons}: offsets say otherwise")
+        if self.smear and (self.router is None or self.router.kind == "stochastic"):
+            raise UsageError("smear takes the means of router probabilities, and this layer has no router that computes any")
+        if self.smear and len(set(self.sizes)) > 1:
+            raise UsageError(f"smear merges experts of one size: these have {min(self.sizes)} to {max(self.sizes)} rows")
 
     @property
     def experts(self) -> int:
@@ -171,7 +136,7 @@ class MoEConfig:
 
         on: the mean number of routed experts on. Default: top_k, or all experts. With a threshold pass what was measured.
         """
-        every = self.router is not None and self.router.inference in ("merged", "ensemble")
+        every = self.smear or (self.router is not None and self.router.inference in ("merged", "ensemble"))
         usual = self.experts if every or self.top_k is None else self.top_k
         on = usual if on is None else on
         return (self.parameters - self._routed * (1 - on / self.experts)) / (neurons * self._row)

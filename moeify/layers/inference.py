@@ -1,4 +1,4 @@
-"""What stochastic layers do in inference, set on a whole model after conversion."""
+"""What layers do with their experts besides routing, set on a whole model after conversion."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from moeify.errors import UsageError
+from moeify.errors import UsageError, did_you_mean
 from moeify.ir.moe_config import Inference, Scope
 from moeify.layers.budget import moe_layers
+from moeify.layers.moe_layer import MoELayer
 from moeify.layers.stochastic_router import StochasticRouter
+from moeify.layers.token_input import TokenInput
 
 
 def set_inference(
@@ -39,3 +41,32 @@ def set_inference(
         layer.config = config
         layer.router.config = config.router
         layer.router.calls = 0
+
+
+def set_smear(model: nn.Module, smear: bool = True, *, layers: str = "*") -> None:
+    """Runs one merged expert a sequence (docs/moe-layer.md, SMEAR) in the layers whose path matches, or routes again.
+
+    In training as in inference. model: the one that is called: it tells what is padding. All layers change, or none. Raises
+    UsageError for a glob that matches none, and for a layer that draws its experts, has no router, or experts of unequal size.
+    """
+    found = moe_layers(model)
+    chosen = {path: layer for path, layer in found.items() if fnmatchcase(path, layers)}
+    if not chosen:
+        raise UsageError(f"no MoE layer matches {layers!r}: {did_you_mean(layers, found)}")
+    changed = {}
+    for path, layer in chosen.items():
+        try:
+            changed[path] = replace(layer.config, smear=smear)
+        except UsageError as error:
+            raise UsageError(f"{path or 'the MoE layer'}: {error}") from error
+    for path, layer in chosen.items():
+        layer.config = changed[path]
+        listen(model, layer)
+
+
+def listen(model: nn.Module, layer: MoELayer) -> None:
+    """Lets a layer that stands in the model know what the model is called with, where it asks."""
+    if isinstance(layer.router, StochasticRouter):
+        layer.router.tokens = TokenInput.of(model)
+    if layer.config.smear:
+        layer.tokens = TokenInput.of(model)

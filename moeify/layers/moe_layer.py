@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from moeify.errors import ConversionError
 from moeify.ir.feed_forward import FeedForward
@@ -16,11 +17,15 @@ from moeify.ir.moe_spec import MoESpec
 from moeify.layers.composed_modules import add_composed, composed_rows
 from moeify.layers.composed_rows import ComposedRows, plain_rows
 from moeify.layers.experts import LayerWeights, run_all, run_layer
+from moeify.layers.modes import ROUTED, Mode, mode_of
 from moeify.layers.operator import as_node
+from moeify.layers.origin import Origin
 from moeify.layers.routers import AverageKeyRouter, build_router
 from moeify.layers.routing import ChoiceRule, Routing, route
 from moeify.layers.rows import Rows
-from moeify.layers.stochastic_router import StochasticRouter
+from moeify.layers.smear import run_smeared, smeared_routing
+from moeify.layers.token_input import TokenInput
+from moeify.layers.training_state import Steering, TrainingState
 
 
 class MoELayer(nn.Module):
@@ -33,9 +38,12 @@ class MoELayer(nn.Module):
 
     `top_k` and `threshold` are the budget, to be set at any time; `config` always shows them. Weights are cast to x's dtype
     (to that of autocast, where it is on). Under torch.compile and torch.export the layer is one `moeify::moe` node.
+    `origin`: the dense FFN that it took the place of; `tokens`: what the model was called with, which a layer that smears asks.
+    Both are set by whoever puts the layer into a model.
     """
 
     config: MoEConfig
+    origin: Origin | None = None
     selection_bias: Tensor | None
     router: nn.Module | None
 
@@ -64,9 +72,11 @@ class MoELayer(nn.Module):
         self.register_buffer("selection_bias", bias)
         if not stored:
             add_composed(self, config, dtype, place)
+        self.tokens = TokenInput()
         self.router = build_router(config, dtype, place)
         # Not a buffer: it is part of the config, and must hold its values even where the weights are on the meta device.
         self._offsets = torch.tensor(config.offsets, dtype=torch.int64, device="cpu")
+        self.training_state: TrainingState | None = None  # set by moeify.set_training
 
     @classmethod
     def from_spec(cls, site: FeedForward, spec: MoESpec) -> Self:
@@ -102,28 +112,40 @@ class MoELayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = _cast_by_autocast(x)
-        weights = self._weights.merged() if self._mode == "merged" else self._weights
-        if torch.compiler.is_compiling() and not weights.hidden_dropout and (torch.compiler.is_exporting() or not self._dense):
-            offsets = torch.tensor(weights.offsets) if self._mode == "merged" else self._offsets
-            y = as_node(x, self._scores(x), weights, offsets, self._rule, self.selection_bias)
+        if self.config.smear:
+            y = run_smeared(x, self._scores(x), self._weights, self.tokens)
+        elif (state := self.training_state if self.training else None) is None:
+            y = self._run(x, self._mode.weights(self._weights))
         else:
-            rows = x.reshape(-1, self.config.hidden)
-            if self._dense:
-                y = run_all(rows, weights, None)
-            else:
-                scores = self._scores(x)
-                y = run_layer(rows, scores.reshape(-1, scores.shape[-1]), weights, self._rule, self.selection_bias)
-            y = y.view(*x.shape[:-1], self.config.output)
+            weights = state.watching(self._weights, x)
+            steering = state.steer(x, self._scores(state.router_input(x)), self._rule, self.selection_bias)
+            y = state.noted(x, self._run(x, weights, steering), steering, weights)
         return F.dropout(y, self.config.output_dropout) if self.training and self.config.output_dropout else y
+
+    def _run(self, x: Tensor, weights: LayerWeights, steering: Steering | None = None) -> Tensor:
+        """y [..., output] of x [..., hidden]; steering: None: the router's scores and the rule of the config."""
+        dense = steering is None and self._dense
+        opaque = torch.compiler.is_compiling() and not weights.hidden_dropout and weights.watch is None
+        if dense and not (opaque and torch.compiler.is_exporting()):
+            y = run_all(x.reshape(-1, self.config.hidden), weights, None)
+        else:
+            s = steering or Steering(self._scores(x), self._rule, self.selection_bias)
+            if opaque:
+                offsets = self._mode.offsets(self._offsets, weights)
+                return as_node(x, s.scores, weights, offsets, s.rule, s.bias)
+            y = run_layer(x.reshape(-1, self.config.hidden), s.scores.reshape(-1, s.scores.shape[-1]), weights, s.rule, s.bias)
+        return y.view(*x.shape[:-1], self.config.output)
 
     def route(self, x: Tensor) -> Routing:
         """Which experts run on each token of x [..., hidden], and with which gates; every expert where they are merged."""
-        scores = x.new_zeros(*x.shape[:-1], self.config.experts) if self._mode == "merged" else self._scores(x)
+        if self.config.smear:
+            return smeared_routing(x, self._scores(x), self.tokens)
+        scores = ROUTED.no_scores(x, self.config) if self._mode.every else self._scores(x)
         return route(scores.reshape(-1, scores.shape[-1]), self._rule, self.selection_bias)
 
     def train(self, mode: bool = True) -> Self:
         if self.training and not mode:
-            self._store_average_keys()
+            self.store_average_keys()
         return super().train(mode)
 
     @property
@@ -152,15 +174,11 @@ class MoELayer(nn.Module):
 
     @property
     def _rule(self) -> ChoiceRule:
-        config = self.config
-        if self._mode in ("merged", "ensemble"):
-            return ChoiceRule(None, None, config.gate_rule, config.normalize)
-        return ChoiceRule(config.top_k, config.threshold, config.gate_rule, config.normalize, config.detach_sum)
+        return self._mode.rule(self.config)
 
     @property
-    def _mode(self) -> str | None:
-        """What a stochastic router does now; None for other routers."""
-        return self.router.mode if isinstance(self.router, StochasticRouter) else None
+    def _mode(self) -> Mode:
+        return mode_of(self.router)
 
     @property
     def _dense(self) -> bool:
@@ -170,9 +188,10 @@ class MoELayer(nn.Module):
         return always and (self.router is None or not torch.is_grad_enabled())
 
     def _scores(self, x: Tensor) -> Tensor:
-        if self.router is None or self._mode in ("merged", "ensemble"):
-            return x.new_zeros(*x.shape[:-1], 1 if self._mode == "merged" else self.config.experts)
-        if isinstance(self.router, AverageKeyRouter) and self.training:
+        if self.router is None or self._mode.every:
+            return self._mode.no_scores(x, self.config)
+        # Keys that an adapter adds to as they are used are not those that the router was told of.
+        if isinstance(self.router, AverageKeyRouter) and (self.training or parametrize.is_parametrized(self)):
             return self._follow_keys(self.router, x)
         scores: Tensor = self.router(x)
         return scores
@@ -181,13 +200,14 @@ class MoELayer(nn.Module):
         return router.follow(x, *self.rows.keys, self.config.offsets)
 
     @torch.no_grad()
-    def _store_average_keys(self) -> None:
+    def store_average_keys(self) -> None:
+        """Gives a router of average keys those of the weights as they are now; in training mode it takes them by itself."""
         if isinstance(self.router, AverageKeyRouter):
             self._follow_keys(self.router, self.router.weight.new_empty(0, self.config.hidden))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         if self.training:
-            self._store_average_keys()
+            self.store_average_keys()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
 

@@ -33,7 +33,8 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did. data: what the calibration data say of themselves, digest included.
+    """What a run did. data: what the calibration data say of themselves, digest included. aligned: what an alignment with the
+    dense model did, if there was one.
 
     seconds: by pass name; left out of `to_json`, so that equal runs write equal bytes. passes, seed: what ran; the output
     folder keeps them as recipe.toml.
@@ -47,6 +48,7 @@ class Report:
     data: dict[str, Any] | None = None
     passes: tuple[Pass, ...] = ()
     seed: int = 0
+    aligned: dict[str, Any] | None = None
 
     @property
     def active_fraction(self) -> float:

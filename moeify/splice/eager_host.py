@@ -51,5 +51,5 @@ class EagerHost:
     def splice(self, site: FeedForward, spec: MoESpec) -> None:
         device = next(self.model.parameters()).device
         layer = MoELayer.from_spec(site, spec).eval().to(device)
-        install(self.model, site.rewrite, layer)
+        install(self.model, site.rewrite, layer, site.path, site.places)
         self.layers[site.path] = layer

@@ -19,6 +19,7 @@ from moeify.frontend.loaded import SourceInfo
 from moeify.ir.composition import Composition
 from moeify.ir.feed_forward import Rewrite
 from moeify.ir.moe_config import MoEConfig, RouterConfig
+from moeify.ir.weight_place import WeightPlace
 
 MANIFEST = Manifest(
     source=SourceInfo("state-dict", "m.pt", "my.models.Tiny", {"m.pt": "00ff"}, "my.models:make"),
@@ -27,6 +28,11 @@ MANIFEST = Manifest(
         "z.mlp": LayerEntry(
             Rewrite("submodule", {"ffn": "z.mlp"}, output_dropout=0.1),
             MoEConfig(4, 4, "gelu", True, (2, 5, 9), RouterConfig("linear"), top_k=1, threshold=0.5, rank=3),
+            {
+                "up": WeightPlace("z.mlp.both", (9, 4), (9, 18), transposed=True),
+                "gate": WeightPlace("z.mlp.both", (9, 4), (0, 9), transposed=True),
+                "down": WeightPlace("z.mlp.down", (9, 4)),
+            },
         ),
         "l.mlp": LayerEntry(
             Rewrite("submodule", {"ffn": "l.mlp"}),
@@ -72,6 +78,7 @@ def _at(*way: str | int) -> Callable[[dict[str, Any]], Any]:
 _LAYER = _at("layers", 0)
 _CONFIG = _at("layers", 0, "config")
 _REWRITE = _at("layers", 0, "rewrite")
+_DENSE = _at("layers", 0, "dense")
 _COMPOSED = _at("layers", 1, "config", "composed")
 
 #: caption, what is changed, what the message says
@@ -127,6 +134,12 @@ FAULTS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("a negative rank", lambda d: _COMPOSED(d).update(rank=-1), "config: .*rank of lora is -1"),
     ("a core of another size", lambda d: _at("layers", 1, "config")(d).update(neurons=2), "as many rows as the core, 2"),
     ("a router of text", lambda d: _CONFIG(d).update(router="linear"), "description of an MoE layer is damaged"),
+    ("dense weights of a list", lambda d: _LAYER(d).update(dense=[]), r"layers\[0\]: field dense is a list, not a table"),
+    ("dense weights without up", lambda d: _DENSE(d).pop("up"), r"layers\[0\]: dense: field up is missing"),
+    ("a dense weight of no name", lambda d: _DENSE(d).update(side={}), "dense: field 'side' is unknown"),
+    ("a place of text", lambda d: _DENSE(d).update(up="z.mlp.up"), "dense: field up is a text, not a table"),
+    ("a shape of one size", lambda d: _DENSE(d)["up"].update(shape=[9]), "dense: up: field shape holds 1 numbers, not 2"),
+    ("rows of three", lambda d: _DENSE(d)["up"].update(rows=[0, 1, 2]), "dense: up: field rows holds 3 numbers, not 2"),
     ("an unknown kind of source", lambda d: d["source"].update(kind="onnx"), "source: field kind is 'onnx'"),
     ("a factory of a number", lambda d: d["source"].update(factory=1), "source: field factory is a whole number"),
     ("a digest of null", lambda d: d["digests"].update(x=None), "digests: field x is null"),

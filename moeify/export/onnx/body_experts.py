@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 from moeify.export.onnx.body_activations import BODY_ACTIVATIONS
 from moeify.export.onnx.body_shape import BodyShape
 from moeify.export.onnx.operations import Operations
+from moeify.ir.feed_forward import ROWWISE
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     Values = dict[str, ir.Value]
-
-ROWWISE = ("up", "gate", "up_bias", "gate_bias", "down")
 
 
 def split_experts(op: Operations, shape: BodyShape, v: Values) -> tuple[Values | None, list[Values]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moeify.ir.copies import copy_factors
 from moeify.ir.feed_forward import FeedForward
 from moeify.pipeline.context import PassContext
 from moeify_passes.upcycling.checkpoints import Checkpoints
@@ -22,12 +23,12 @@ def copied_rows(
     by: Copying, site: FeedForward, copies: int, shards: int, shared: bool, context: PassContext
 ) -> dict[str, Tensor]:
     """The rows that differ from the dense ones by name, the shared copy first, and an output bias that does."""
-    half = 0.5 if shared else 1.0
+    of_shared, of_routed = copy_factors(shards, shared)
     found: dict[str, Tensor] = {}
-    if not (by.exact and shards == half == 1):
+    if not (by.exact and of_shared == of_routed == 1):
         dense = dense_weights(site)
-        made = [scaled(dense, half)] if shared else []
-        made += [scaled(by.copy(site, dense, number, context), half * shards) for number in range(copies)]
+        made = [scaled(dense, of_shared)] if shared else []
+        made += [scaled(by.copy(site, dense, number, context), of_routed) for number in range(copies)]
         changed = [name for name in dense if any(copy[name] is not dense[name] for copy in made)]
         found = {name: torch.cat([copy[name] for copy in made]) for name in changed}
     bias = by.output_bias(site, context)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from moeify.ir.feed_forward import FeedForward, ReadTensor
 
-#: up, gate [neurons, hidden]; down [neurons, output]; up_bias, gate_bias [neurons]: what the FFN has of them.
+#: up, gate [neurons, hidden]; down [neurons, output]; up_bias, gate_bias [neurons]: what the FFN has of them. The output bias
+#: is not one of them: it belongs to no expert.
 NeuronWeights = dict[str, Tensor]
 
 

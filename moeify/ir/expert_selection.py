@@ -1,0 +1,86 @@
+"""Some of a layer's routed experts, in any order, one perhaps twice: what belongs to an expert goes with it.
+
+The shared expert stays. Experts are counted from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from moeify.ir.composed_spec import ComposedSpec
+from moeify.ir.feed_forward import ROWWISE
+from moeify.ir.moe_config import MoEConfig
+from moeify.ir.moe_spec import MoESpec, Router
+
+#: Tensors of a router with an entry for each expert; others serve them all.
+_OF_ROUTER = ("weight", "bias", "weight_out", "bias_out")
+#: Tensors of a layer with an entry for each expert.
+_BY_EXPERT = ("idle", "selection_bias", *(f"router.{name}" for name in _OF_ROUTER))
+
+
+def select_config(config: MoEConfig, experts: Sequence[int]) -> MoEConfig:
+    """The shape of the layer with those experts; it stays one of copies where whole copies go along.
+
+    Raises UsageError for fewer experts than top_k, or none.
+    """
+    offsets = tuple(accumulate((config.sizes[e] for e in experts), initial=config.shared))
+    return replace(config, offsets=offsets, neurons=config.dense_neurons, shards=_shards(config.shards, experts))
+
+
+def select_tensors(config: MoEConfig, tensors: Mapping[str, Tensor], experts: Sequence[int]) -> dict[str, Tensor]:
+    """Those tensors of the layer, by their names in its state_dict, that change; in new memory."""
+    rows, chosen = _rows(config.offsets, experts), torch.tensor(experts)
+    found = {name: value[rows.to(value.device)] for name, value in tensors.items() if name in ROWWISE}
+    if config.composed is not None:
+        runs, own = _runs(config.shared, experts), f"{config.composed.kind}."
+        found |= {name: value[runs.to(value.device)] for name, value in tensors.items() if name.startswith(own)}
+    return found | {name: value[chosen.to(value.device)] for name, value in tensors.items() if name in _BY_EXPERT}
+
+
+def select_spec(spec: MoESpec, experts: Sequence[int]) -> MoESpec:
+    """The spec with those experts alone."""
+    rows, chosen = _rows(spec.offsets, experts), torch.tensor(experts)
+    idle, bias, router = spec.compensation.idle, spec.selection_bias, spec.router
+    return replace(
+        spec,
+        experts=tuple(spec.experts[e] for e in experts),
+        router=router and Router(router.config, _of_router(router.tensors, chosen)),
+        selection_bias=None if bias is None else bias[chosen],
+        compensation=replace(spec.compensation, idle=None if idle is None else idle[chosen]),
+        weights={name: value[rows] if name in ROWWISE else value for name, value in spec.weights.items()},
+        shards=_shards(spec.shards, experts),
+        composed=spec.composed and _of_core(spec.composed, _runs(len(spec.shared), experts)),
+    )
+
+
+def _of_core(composed: ComposedSpec, runs: Tensor) -> ComposedSpec:
+    return replace(composed, own={name: value[runs] for name, value in composed.own.items()})
+
+
+def _runs(shared: int, experts: Sequence[int]) -> Tensor:
+    """int64: which of the runs on a core are those of the shared expert and of each expert."""
+    return torch.tensor([*[0] * (shared > 0), *(expert + (shared > 0) for expert in experts)])
+
+
+def _shards(shards: int | None, experts: Sequence[int]) -> int | None:
+    """Of the selection: None where a copy was torn apart."""
+    if shards is None:
+        return None
+    copies = [list(experts[i : i + shards]) for i in range(0, len(experts), shards)]
+    whole = all(copy[0] % shards == 0 and copy == list(range(copy[0], copy[0] + shards)) for copy in copies)
+    return shards if whole else None
+
+
+def _rows(offsets: Sequence[int], experts: Sequence[int]) -> Tensor:
+    """int64: the rows of the shared expert, then those of each expert."""
+    runs = [torch.arange(offsets[0]), *(torch.arange(offsets[e], offsets[e + 1]) for e in experts)]
+    return torch.cat(runs)
+
+
+def _of_router(tensors: Mapping[str, Tensor], experts: Tensor) -> dict[str, Tensor]:
+    return {name: value[experts] if name in _OF_ROUTER else value for name, value in tensors.items()}
