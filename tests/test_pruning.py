@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(
 def test_layers_that_do_not_choose_or_are_not_reached_are_refused() -> None:
     with pytest.raises(UsageError, match=r"mlp: has no router, so all of its experts are in use"):
         moeify.prune_experts(converted_llama(router=None, top_k=None), 2, batches(1))
-    with pytest.raises(UsageError, match="no MoE layer matches"):
+    with pytest.raises(UsageError, match="Linear has no MoE layers: convert it first"):
         moeify.prune_experts(nn.Linear(2, 2), 2, [(torch.zeros(1, 2),)])
     model = nn.ModuleDict({"used": converted_llama(), "unused": converted_llama()})
     model.forward = model["used"].forward  # the other branch is not taken

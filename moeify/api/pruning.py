@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from moeify.api.arguments import Data, open_batches
-from moeify.errors import InputError, UsageError, did_you_mean
+from moeify.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from moeify.layers.moe_layer import MoELayer
@@ -37,14 +36,11 @@ def prune_experts(
     Raises UsageError for a model without MoE layers, a glob that matches none, and `keep` above a layer's experts or below its
     top_k; InputError for batches that do not fit or do not reach a layer.
     """
-    from moeify.layers.budget import moe_layers
+    from moeify.layers.budget import matching_layers
     from moeify.layers.expert_selection import select_experts
     from moeify.measure.load import expert_load
 
-    found = moe_layers(model)
-    chosen = {path: layer for path, layer in found.items() if fnmatchcase(path, layers)}
-    if not chosen:
-        raise UsageError(f"no MoE layer matches {layers!r}: {did_you_mean(layers, found)}")
+    chosen = matching_layers(model, layers)
     for path, layer in chosen.items():
         _check(path, layer, keep)
     loads = {load.path: load.loads for load in expert_load(model, open_batches(batches, model, None, None, tokens))}

@@ -78,7 +78,9 @@ def _config(fields: Fields) -> MoEConfig:
         if fields.data.get(name) is not None:
             fields.integer(name)
     if fields.data.get("composed") is not None:
-        _composed(fields.table("composed"))
+        composed = fields.table("composed")
+        composed.only("kind", "rank", "alpha")
+        composed.text("kind"), composed.integer("rank"), composed.number("alpha")
     for name in ("detach_sum", "smear"):  # older folders have neither
         if name in fields.data:
             fields.boolean(name)
@@ -88,10 +90,3 @@ def _config(fields: Fields) -> MoEConfig:
         return MoEConfig.from_json(fields.data)
     except InputError as error:
         raise InputError(f"{fields.where}: {error}") from error
-
-
-def _composed(fields: Fields) -> None:
-    fields.only("kind", "rank", "alpha")
-    fields.text("kind")
-    fields.integer("rank")
-    fields.number("alpha")

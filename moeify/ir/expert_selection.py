@@ -37,7 +37,8 @@ def select_tensors(config: MoEConfig, tensors: Mapping[str, Tensor], experts: Se
     rows, chosen = _rows(config.offsets, experts), torch.tensor(experts)
     found = {name: value[rows.to(value.device)] for name, value in tensors.items() if name in ROWWISE}
     if config.composed is not None:
-        runs, own = _runs(config.shared, experts), f"{config.composed.kind}."
+        runs = _runs(config.shared > 0, experts)
+        own = f"{config.composed.kind}."
         found |= {name: value[runs.to(value.device)] for name, value in tensors.items() if name.startswith(own)}
     return found | {name: value[chosen.to(value.device)] for name, value in tensors.items() if name in _BY_EXPERT}
 
@@ -54,17 +55,8 @@ def select_spec(spec: MoESpec, experts: Sequence[int]) -> MoESpec:
         compensation=replace(spec.compensation, idle=None if idle is None else idle[chosen]),
         weights={name: value[rows] if name in ROWWISE else value for name, value in spec.weights.items()},
         shards=_shards(spec.shards, experts),
-        composed=spec.composed and _of_core(spec.composed, _runs(len(spec.shared), experts)),
+        composed=_composed(spec, experts),
     )
-
-
-def _of_core(composed: ComposedSpec, runs: Tensor) -> ComposedSpec:
-    return replace(composed, own={name: value[runs] for name, value in composed.own.items()})
-
-
-def _runs(shared: int, experts: Sequence[int]) -> Tensor:
-    """int64: which of the runs on a core are those of the shared expert and of each expert."""
-    return torch.tensor([*[0] * (shared > 0), *(expert + (shared > 0) for expert in experts)])
 
 
 def _shards(shards: int | None, experts: Sequence[int]) -> int | None:
@@ -80,6 +72,18 @@ def _rows(offsets: Sequence[int], experts: Sequence[int]) -> Tensor:
     """int64: the rows of the shared expert, then those of each expert."""
     runs = [torch.arange(offsets[0]), *(torch.arange(offsets[e], offsets[e + 1]) for e in experts)]
     return torch.cat(runs)
+
+
+def _composed(spec: MoESpec, experts: Sequence[int]) -> ComposedSpec | None:
+    if spec.composed is None:
+        return None
+    runs = _runs(len(spec.shared) > 0, experts)
+    return replace(spec.composed, own={name: value[runs] for name, value in spec.composed.own.items()})
+
+
+def _runs(shared: bool, experts: Sequence[int]) -> Tensor:
+    """int64: the runs of composed rows that stay, the shared expert's first."""
+    return torch.tensor([*([0] if shared else []), *(int(shared) + e for e in experts)])
 
 
 def _of_router(tensors: Mapping[str, Tensor], experts: Tensor) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import nn
 from moeify.ir.expert_selection import select_config, select_tensors
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.stochastic_router import StochasticRouter
+from moeify.layers.training_notes import Tally
 
 
 @torch.no_grad()
@@ -31,5 +32,7 @@ def select_experts(layer: MoELayer, experts: Sequence[int]) -> None:
             setattr(layer.get_submodule(owner), leaf, value)
     layer.config = config
     layer._offsets = torch.tensor(config.offsets, dtype=torch.int64, device="cpu")
+    if layer.training_state is not None and layer.training_state.tally is not None:
+        layer.training_state.tally = Tally()  # what was counted is of the old experts
     if isinstance(layer.router, StochasticRouter):
         layer.router.experts = config.experts

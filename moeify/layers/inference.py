@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from moeify.errors import UsageError, did_you_mean
+from moeify.errors import UsageError
 from moeify.ir.moe_config import Inference, Scope
-from moeify.layers.budget import moe_layers
+from moeify.layers.budget import matching_layers, moe_layers
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.stochastic_router import StochasticRouter
 from moeify.layers.token_input import TokenInput
@@ -49,12 +49,10 @@ def set_smear(model: nn.Module, smear: bool = True, *, layers: str = "*") -> Non
     In training as in inference. model: the one that is called: it tells what is padding. All layers change, or none. Raises
     UsageError for a glob that matches none, and for a layer that draws its experts, has no router, or experts of unequal size.
     """
-    found = moe_layers(model)
-    chosen = {path: layer for path, layer in found.items() if fnmatchcase(path, layers)}
-    if not chosen:
-        raise UsageError(f"no MoE layer matches {layers!r}: {did_you_mean(layers, found)}")
-    changed = {}
+    chosen, changed = matching_layers(model, layers), {}
     for path, layer in chosen.items():
+        if smear and layer.training_state is not None:
+            raise UsageError(f"{path or 'the MoE layer'}: its choice is trained by set_training: set_training(model) ends that")
         try:
             changed[path] = replace(layer.config, smear=smear)
         except UsageError as error:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from moeify.errors import UsageError, did_you_mean
 from moeify.ir.expert_selection import select_config
-from moeify.layers.budget import moe_layers
+from moeify.layers.budget import matching_layers
 from moeify.layers.expert_selection import select_experts
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.routers import LinearRouter, MLPRouter
@@ -30,7 +29,7 @@ def add_expert(
     All layers change, or none. Parameters stay the same objects with more rows: make a new optimizer. Raises UsageError for a
     model without MoE layers, a glob that matches none, an expert that is not there, and a row that does not fit.
     """
-    chosen = _matching(model, layers)
+    chosen = matching_layers(model, layers)
     rows = dict(row) if isinstance(row, Mapping) else {} if row is None else dict.fromkeys(chosen, row)
     for path in rows:
         if path not in chosen:
@@ -52,7 +51,7 @@ def remove_expert(model: nn.Module, index: int, *, layers: str = "*") -> None:
     All layers change, or none. Parameters stay the same objects with fewer rows: make a new optimizer. Raises UsageError for a
     model without MoE layers, a glob that matches none, an expert that is not there, and a layer that needs it for its top_k.
     """
-    chosen = _matching(model, layers)
+    chosen = matching_layers(model, layers)
     left = {}
     for path, layer in chosen.items():
         _check_there(path, layer, "index", index)
@@ -63,14 +62,6 @@ def remove_expert(model: nn.Module, index: int, *, layers: str = "*") -> None:
             raise UsageError(f"{path}: no expert can be taken out: {error}") from error
     for path, layer in chosen.items():
         select_experts(layer, left[path])
-
-
-def _matching(model: nn.Module, layers: str) -> dict[str, MoELayer]:
-    found = moe_layers(model)
-    chosen = {path: layer for path, layer in found.items() if fnmatchcase(path, layers)}
-    if not chosen:
-        raise UsageError(f"no MoE layer matches {layers!r}: {did_you_mean(layers, found)}")
-    return chosen
 
 
 def _check_there(path: str, layer: MoELayer, option: str, expert: int) -> None:

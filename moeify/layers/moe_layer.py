@@ -70,9 +70,9 @@ class MoELayer(nn.Module):
         self.low_rank_out = weight(config.rank > 0, config.rank, config.output)
         bias = torch.zeros(experts, dtype=torch.float32, device=place) if config.selection_bias else None
         self.register_buffer("selection_bias", bias)
+        self.tokens = TokenInput()
         if not stored:
             add_composed(self, config, dtype, place)
-        self.tokens = TokenInput()
         self.router = build_router(config, dtype, place)
         # Not a buffer: it is part of the config, and must hold its values even where the weights are on the meta device.
         self._offsets = torch.tensor(config.offsets, dtype=torch.int64, device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from moeify.ir.moe_spec import MoESpec
 from moeify.layers.dense_ffn import SVD, Concatenate, Gathering, Mean
 from moeify.layers.expert_selection import select_experts
 from moeify.layers.folding import folded
+from moeify.layers.hidden_sparsity import HiddenSparsity
 from moeify.layers.moe_layer import MoELayer
 from moeify.training.parameter_groups import parameter_groups
 
@@ -133,3 +135,15 @@ def test_parameter_groups_leave_the_core_out(rule: Composition) -> None:
     own = model.get_submodule(f"0.{rule.kind}")
     assert {id(p) for p in found["experts"]} == {id(p) for p in own.parameters()}
     assert len(found["router"]) == len(found["rest"]) == 2
+
+
+@every_rule
+def test_hidden_activations_are_seen(rule: Composition) -> None:
+    losses, x = [], inputs(7)
+    for one in pair(rule, top_k=2, shared=True):
+        watch = HiddenSparsity(x, floor=-1.0)
+        with torch.no_grad():
+            one._run(x, replace(one._weights, watch=watch))
+        losses.append(watch.loss(None))
+    torch.testing.assert_close(*losses)
+    assert float(losses[0]) > 1

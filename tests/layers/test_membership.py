@@ -20,6 +20,7 @@ from moeify.ir.moe_config import RouterConfig
 from moeify.layers.budget import moe_layers, set_top_k
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.routers import LinearRouter, MLPRouter
+from moeify.training.selection_bias import update_selection_bias
 from zoo import ZOO
 
 FIRST = "model.layers.0.mlp"
@@ -91,6 +92,27 @@ def test_the_two_are_told_apart_by_training() -> None:
     scores = layer.eval().route(tokens()).scores
     assert not torch.allclose(scores[:, 0], scores[:, 4])
     assert layer.route(tokens()).chosen[:, 4].any()
+
+
+def test_the_new_one_is_trained_alone_behind_a_mask() -> None:
+    """As docs/ways-back.md says."""
+    model = converted_llama(layers=1, router=RouterConfig("linear"), top_k=1).train()
+    moeify.add_expert(model, copy_of=0, row=torch.randn(HIDDEN, generator=torch.Generator().manual_seed(0)))
+    layer = first(model)
+    assert layer.gate is not None
+    new = torch.zeros(layer.config.rows, 1)
+    new[layer.config.offsets[-2] :] = 1
+    for rows in (layer.up, layer.gate, layer.down):
+        rows.register_hook(lambda gradient: gradient * new)  # type: ignore[no-untyped-call]  # of torch
+    before = layer.up.detach().clone()
+    optimizer = torch.optim.AdamW([layer.up, layer.gate, layer.down], lr=1e-2, weight_decay=0.0)
+    for batch in batches(2):
+        assert isinstance(batch, dict)
+        torch.autograd.backward(model(**batch, labels=batch["input_ids"]).loss)
+        optimizer.step()
+    changed = (layer.up != before).any(1)
+    assert changed[-10:].all()
+    assert not changed[:-10].any()
 
 
 def test_an_average_key_router_follows_the_new_keys() -> None:
@@ -181,3 +203,16 @@ def test_routers_without_rows_of_their_own_take_none() -> None:
         moeify.add_expert(converted_llama(), copy_of=0, row=torch.zeros(HIDDEN))
     with pytest.raises(UsageError, match="row is for a linear or mlp router, and this layer's is none"):
         moeify.add_expert(converted_llama(router=None, top_k=None), copy_of=0, row=torch.zeros(HIDDEN))
+
+
+def test_what_was_counted_of_the_old_experts_is_forgotten() -> None:
+    model = converted_llama(layers=1, router=RouterConfig("linear")).train()
+    moeify.set_training(model, bias_rate=0.1)
+    for change in (lambda: moeify.add_expert(model, copy_of=0), lambda: moeify.remove_expert(model, 1)):
+        call(model, batches(1)[0])
+        change()
+        call(model, batches(1)[0])
+        update_selection_bias(model)
+        bias = first(model).selection_bias
+        assert bias is not None
+        assert len(bias) == first(model).config.experts

@@ -70,7 +70,7 @@ def test_it_equals_the_reference(options: dict[str, Any]) -> None:
     layer, x = layer_of(**options), inputs(3, 7)
     torch.testing.assert_close(layer(x), expected(layer, x), rtol=0, atol=1e-12 * float(layer(x).detach().abs().max()))
     half = copy.deepcopy(layer).bfloat16()
-    assert distance(half(x.bfloat16()), layer(x)) < 3e-2
+    assert distance(half(x.bfloat16()).detach(), layer(x).detach()) < 3e-2
 
 
 @pytest.mark.parametrize("kind", ["average-key", "mlp"])
@@ -258,9 +258,21 @@ def test_compiled_it_gives_the_same() -> None:
             lambda: MoELayer(MoEConfig(4, 4, "relu", False, (0, 2, 5), RouterConfig("linear"))),
             "smear merges experts of one size: these have 2 to 3 rows",
         ),
-        (lambda: nn.Linear(2, 2), r"no MoE layer matches '\*'"),
+        (lambda: nn.Linear(2, 2), "Linear has no MoE layers: convert it first"),
     ],
 )
 def test_what_cannot_be_merged_is_refused(model: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         moeify.set_smear(model())
+
+
+def test_training_of_a_choice_is_refused_where_there_is_none() -> None:
+    model = nn.Sequential(layer_of())
+    with pytest.raises(UsageError, match=r"^0: runs one mean of its experts \(SMEAR\) and chooses none"):
+        moeify.set_training(model, load_balance=0.01)
+    moeify.set_smear(model, False)
+    moeify.set_training(model, load_balance=0.01)
+    with pytest.raises(UsageError, match=r"^0: its choice is trained by set_training: set_training\(model\) ends"):
+        moeify.set_smear(model)
+    moeify.set_training(model)
+    moeify.set_smear(model)
