@@ -48,11 +48,10 @@ class ExpertRows:
 
     def all_on(self, x: Tensor) -> Tensor:
         """The sum of all experts and the output bias, [tokens, output]."""
+        bias = self.tensors.get("output_bias", torch.zeros(()))
         if self.composed is None:
-            y = self.hidden(x) @ self.tensors["down"]
-        else:  # the rows of all experts at once would take as much as the copies that composing saves
-            y = torch.stack([self._output(x, expert) for expert in range(-1, self.experts)]).sum(0)
-        return y + self.tensors.get("output_bias", 0.0)
+            return self.hidden(x) @ self.tensors["down"] + bias
+        return sum((self._output(x, expert) for expert in range(-1, self.experts)), start=bias)
 
     def gated_outputs(self, x: Tensor, gates: Tensor) -> Tensor:
         """h(x) of all rows times the gate of the expert that each is in, 1 in the shared one: [tokens, rows] of gates [tokens,
@@ -102,7 +101,7 @@ def expert_rows(site: FeedForward, spec: MoESpec) -> ExpertRows:
 
 def expert_norms(rows: ExpertRows, x: Tensor, of_neurons: bool = False) -> Tensor:
     """The L2 norm of each expert's output (or of its neuron outputs h), [tokens, experts]."""
-    if rows.experts == rows.offsets[-1] - rows.offsets[0] and not of_neurons:
+    if _single(rows) and not of_neurons:
         return squared_norms(rows, x).sqrt_()
     part = rows.neuron_outputs if of_neurons else rows.output
     return torch.stack([part(x, expert).norm(dim=1) for expert in range(rows.experts)], dim=1)
@@ -115,7 +114,12 @@ def expert_masses(rows: ExpertRows, x: Tensor) -> Tensor:
 
 def squared_norms(rows: ExpertRows, x: Tensor) -> Tensor:
     """||E_e(x)||^2, [tokens, experts]."""
-    if rows.experts == rows.offsets[-1] - rows.offsets[0]:  # a neuron each
+    if _single(rows):
         h = rows.hidden(x)[:, rows.offsets[0] :]
         return h.square_() * rows.tensors["down"][rows.offsets[0] :].square().sum(1)
     return expert_norms(rows, x).square_()
+
+
+def _single(rows: ExpertRows) -> bool:
+    """Is every routed expert one neuron, with weights of its own?"""
+    return rows.composed is None and rows.experts == rows.offsets[-1] - rows.offsets[0]

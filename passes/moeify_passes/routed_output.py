@@ -17,7 +17,7 @@ _FINE = 64
 def routed_output(spec: MoESpec, rows: ExpertRows, x: Tensor) -> Tensor:
     """The layer's output without its output bias, [tokens, output] (docs/moe-layer.md); without a router all experts are on."""
     routing = routing_of(spec, x)
-    if rows.offsets[-1] - rows.offsets[0] < _FINE * rows.experts:
+    if rows.composed is None and rows.offsets[-1] - rows.offsets[0] < _FINE * rows.experts:
         y = rows.gated_outputs(x, routing.gates) @ rows.tensors["down"]
     else:
         y = rows.shared_output(x)

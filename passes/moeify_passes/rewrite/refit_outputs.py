@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from moeify.errors import UsageError
+from moeify.errors import ConversionError, UsageError
 from moeify.ir.facts import ActivationSample, Experts, Fact, NeuronGroups, NeuronStatistics, Routing
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
@@ -76,6 +76,8 @@ class RefitOutputs:
     def _refitted(self, site: FeedForward, spec: MoESpec, context: PassContext) -> MoESpec:
         if spec.router is None and spec.partitions(site.neurons):
             return spec  # the dense FFN itself
+        if spec.composed is not None:
+            raise ConversionError(f"{site.path}: refit-outputs fits rows of their own, but these experts share a frozen core")
         sample = context.get(site, ActivationSample).inputs
         inputs, held = held_out(site, sample, context.generator("held-out", site))
         fit = OutputFit(site, spec, expert_rows(site, spec), TokenWeights.of(held_site(site), inputs))

@@ -60,7 +60,7 @@ class GainRegression:
         weights, shape = TokenWeights.of(dense, x), self.shape(spec.config(site))
         floor = self.floor * _mean_gain(dense, rows, weights, x)
         fit = ReducedRankFit(x, rows.experts)
-        for chunk in _chunks(rows, x):
+        for chunk in _chunks(rows, x, site.output):
             gains = _gains(dense, rows, weights, chunk)
             fit.add(chunk, (gains + max(floor, torch.finfo(torch.float32).tiny)).log_())
         return Router(shape, fit.solve(shape.width or 1, self.ridge))
@@ -74,9 +74,11 @@ def _gains(dense: FeedForward, rows: ExpertRows, weights: TokenWeights, x: Tenso
 
 def _mean_gain(dense: FeedForward, rows: ExpertRows, weights: TokenWeights, x: Tensor) -> float:
     some = x[:: max(1, len(x) // 2048)]
-    total = sum(float(_gains(dense, rows, weights, chunk).sum(dtype=torch.float64)) for chunk in _chunks(rows, some))
+    total = sum(
+        float(_gains(dense, rows, weights, chunk).sum(dtype=torch.float64)) for chunk in _chunks(rows, some, dense.output)
+    )
     return total / (len(some) * rows.experts)
 
 
-def _chunks(rows: ExpertRows, x: Tensor) -> list[Tensor]:
-    return list(token_chunks(x, max(rows.offsets[-1], rows.tensors["down"].shape[1])))
+def _chunks(rows: ExpertRows, x: Tensor, width: int) -> list[Tensor]:
+    return list(token_chunks(x, max(rows.offsets[-1], width)))
