@@ -22,6 +22,7 @@ from moeify.measure.load import expert_load
 from moeify.pipeline import memory
 from moeify.pipeline.plan import Plan
 from moeify.runtime.session import session
+from moeify.training.align import align
 from zoo import ZOO, Zoo, values
 
 NOISE = {"kind": "noise", "std": 0.1}
@@ -174,6 +175,37 @@ def test_a_trained_model_on_frozen_cores_is_saved_and_loaded_again(recipe: str, 
     assert frozen == 48 * 16 * 2 + 48 + 16
     cost = {"lora-experts": (16 + 48) * 2 * 8, "residual-upcycle": 48 * 16 * 2}[recipe]
     assert done.report.layers[0].active_fraction == pytest.approx(1 + (2 * cost + 4 * 16) / (48 * 16 * 2))
+
+
+@pytest.mark.parametrize("recipe", ["lora-experts", "residual-upcycle"])
+def test_experts_on_frozen_cores_become_dense_again_are_pruned_and_written_again(recipe: str, tmp_path: Path) -> None:
+    zoo, _ = upcycled({"recipe": recipe, "experts": 4, "settings": {"upcycle-experts.shared": True}}, tmp_path / "out")
+    model = moeify.load(tmp_path / "out", factory=skeleton)
+    moeify.to_dense(model, by="mean")
+    assert distance(call(model, zoo.example).detach(), call(skeleton(), zoo.example).detach()) < 1e-6
+    assert {name for name, _ in model.named_parameters()} == {name for name, _ in skeleton().named_parameters()}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model = moeify.load(tmp_path / "out", factory=skeleton)
+    train(model.train(), example_of(zoo))
+    moeify.prune_experts(model.eval(), 3, lambda: iter([zoo.example]))
+    moeify.resave(model, tmp_path / "out", tmp_path / "again")
+    again = moeify.load(tmp_path / "again", factory=skeleton)
+    assert torch.equal(call(again, zoo.example), call(model, zoo.example))
+    for name, parameter in again.named_parameters():
+        assert parameter.requires_grad == model.get_parameter(name).requires_grad, name
+
+
+def test_alignment_leaves_the_core_as_it_is() -> None:
+    zoo, done = upcycled({"recipe": "lora-experts", "experts": 4, "settings": {"upcycle-experts.by": LORA}})
+    dense = skeleton()
+    with torch.no_grad():
+        dense.get_parameter("0.inner.0.weight").mul_(1.5)
+    before = {name: value.clone() for name, value in done.model.state_dict().items()}
+    how = moeify.Alignment(minutes=None, steps=5, tokens=4)
+    align(done.model, dense, [(values(6, *example_of(zoo).shape[1:], seed=seed),) for seed in range(5)], how)
+    changed = {name.split(".")[2] for name, value in done.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"lora"}
+    assert not done.model.get_parameter("0.inner.core.up").requires_grad
 
 
 def test_lora_experts_in_bfloat16(tmp_path: Path) -> None:

@@ -60,15 +60,15 @@ class Composition:
         product = self.scale * (own[f"{name}_b"] @ own[f"{name}_a"])
         return core + (product.mT if name == "down" else product)
 
-    def compose_mean(self, name: str, core: Tensor, own: Mapping[str, Tensor]) -> Tensor:
-        """Row by row the mean over all runs, [neurons, ...], without the rows of each."""
+    def merge(self, name: str, core: Tensor, own: Mapping[str, Tensor], shares: Tensor) -> Tensor:
+        """The rows of all runs summed by shares [n, runs], which sum to 1: [n, neurons, ...], without the rows of each run."""
         if self.kind == "residual":
-            return core + own[name].mean(0)
+            return core + (shares @ own[name].flatten(1)).view(len(shares), *core.shape)
         if core.ndim == 1:
-            return core
-        a, b = own[f"{name}_a"], own[f"{name}_b"]
-        product = (self.scale / len(a)) * (b.movedim(0, 1).flatten(1) @ a.flatten(0, 1))  # one matrix of rank runs x rank
-        return core + (product.T if name == "down" else product)
+            return core.expand(len(shares), -1)
+        a, b = own[f"{name}_a"], own[f"{name}_b"] * shares.view(*shares.shape, 1, 1)
+        product = self.scale * (b.movedim(1, 2).flatten(2) @ a.flatten(0, 1))  # one matrix of rank runs x rank
+        return core + (product.mT if name == "down" else product)
 
 
 def core_shapes(

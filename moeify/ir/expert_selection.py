@@ -17,8 +17,10 @@ from moeify.ir.feed_forward import ROWWISE
 from moeify.ir.moe_config import MoEConfig, RouterConfig
 from moeify.ir.moe_spec import MoESpec, Router
 
-#: Tensors of a layer, beside its router's, with an entry for each expert.
+#: Tensors of a layer with an entry for each expert.
 _BY_EXPERT = ("idle", "selection_bias")
+#: Tensors of an mlp router that serve all experts; all others of routers have entries for each.
+_FOR_ALL = ("weight_in", "bias_in")
 
 
 def select_config(config: MoEConfig, experts: Sequence[int]) -> MoEConfig:
@@ -39,11 +41,10 @@ def select_tensors(config: MoEConfig, tensors: Mapping[str, Tensor], experts: Se
         own = f"{config.composed.kind}."
         found |= {name: value[runs.to(value.device)] for name, value in tensors.items() if name.startswith(own)}
     found |= {name: value[chosen.to(value.device)] for name, value in tensors.items() if name in _BY_EXPERT}
-    if config.router is None:
-        return found
-    of_router = {name.removeprefix("router."): value for name, value in tensors.items() if name.startswith("router.")}
-    changed = _of_router(config.router, of_router, chosen)
-    return found | {f"router.{name}": changed[name] for name in of_router if name in config.router.by_expert}
+    if config.router is not None:
+        of_router = {name.removeprefix("router."): value for name, value in tensors.items() if name.startswith("router.")}
+        found |= {f"router.{name}": value for name, value in _of_router(config.router, of_router, chosen).items()}
+    return found
 
 
 def select_spec(spec: MoESpec, experts: Sequence[int]) -> MoESpec:
@@ -53,7 +54,7 @@ def select_spec(spec: MoESpec, experts: Sequence[int]) -> MoESpec:
     return replace(
         spec,
         experts=tuple(spec.experts[e] for e in experts),
-        router=router and Router(router.config, _of_router(router.config, router.tensors, chosen)),
+        router=router and Router(router.config, {**router.tensors, **_of_router(router.config, router.tensors, chosen)}),
         selection_bias=None if bias is None else bias[chosen],
         compensation=replace(spec.compensation, idle=None if idle is None else idle[chosen]),
         weights={name: value[rows] if name in ROWWISE else value for name, value in spec.weights.items()},
@@ -90,10 +91,10 @@ def _runs(shared: bool, experts: Sequence[int]) -> Tensor:
 
 
 def _of_router(config: RouterConfig, tensors: Mapping[str, Tensor], experts: Tensor) -> dict[str, Tensor]:
-    """All tensors of the router; those with rows for each expert have them in the order of `experts`."""
-    found = dict(tensors)
-    for name, rows in config.by_expert.items():
-        if (value := tensors.get(name)) is not None:
-            places = (experts[:, None] * rows + torch.arange(rows)).flatten()
-            found[name] = value[places.to(value.device)]
-    return found
+    """Those of a router's tensors that change. A spectral one has `width` rows for each expert."""
+    run = config.width or 1 if config.kind == "spectral" else 1
+    return {
+        name: value.view(-1, run, *value.shape[1:])[experts.to(value.device)].flatten(0, 1)
+        for name, value in tensors.items()
+        if name not in _FOR_ALL
+    }

@@ -15,9 +15,6 @@ from moeify.ir.weight_place import WeightPlace
 #: Gives a tensor by the name of a parameter.
 ReadTensor = Callable[[str], Tensor]
 
-#: The tensors that have a row for each neuron. The output bias is not one of them: it belongs to no neuron.
-ROWWISE = ("up", "gate", "up_bias", "gate_bias", "down")
-
 #: How the eager model is rewritten (see docs/decisions/0001-four-ways-of-rewriting.md).
 Way = Literal["submodule", "identity", "stash", "weights"]
 

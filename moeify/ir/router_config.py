@@ -81,12 +81,6 @@ class RouterConfig:
                 found = dict.fromkeys(("up", "gate")[: 1 + self.gated], (experts * width, hidden))
         return {name: shape for name, shape in found.items() if self.bias or len(shape) == 2}
 
-    @property
-    def by_expert(self) -> dict[str, int]:
-        """Its tensors that have rows for each expert, those of one together, and how many; other tensors serve all experts."""
-        rows = self.width or 1 if self.kind == "spectral" else 1
-        return dict.fromkeys(("weight", "bias", "weight_out", "bias_out", "up", "up_bias", "gate", "gate_bias"), rows)
-
     def parameters(self, hidden: int, experts: int) -> int:
         """The number of weights in its matrices."""
         return sum(prod(shape) for shape in self.shapes(hidden, experts).values() if len(shape) == 2)

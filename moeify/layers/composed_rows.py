@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from moeify.ir.composition import Composition
-from moeify.layers.gathering import gathered, picked
-from moeify.layers.hidden_sparsity import HiddenSparsity
+from moeify.layers.expert_tokens import expert_tokens, picked
 from moeify.layers.rows import Rows, linear
+
+#: h of the pre-activation that decides, of the other one of a gated FFN, and of the tokens (None: all); as `experts` has it.
+Fired = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,14 +28,11 @@ class ComposedRows:
     own: Mapping[str, Tensor]
     shared: bool
 
-    def output(
-        self, x: Tensor, chosen: Tensor | None, gates: Tensor | None, act: Callable[[Tensor], Tensor], dropout: float,
-        watch: HiddenSparsity | None = None,
-    ) -> Tensor:  # fmt: skip
+    def output(self, x: Tensor, chosen: Tensor | None, gates: Tensor | None, fired: Fired) -> Tensor:
         """The shared expert + the sum of gate x expert over the chosen ones, [tokens, output] of x [tokens, hidden].
 
         chosen: bool [tokens, experts], None for all; gates [tokens, experts], None for 1. The core meets x once, and once the
-        sum of what all experts put into its second matrix; what is idle is not read. watch: sees hidden activations.
+        sum of what all experts put into its second matrix; what is idle is not read.
         """
         core = self.core
         up, gate = linear(x, core.up, core.up_bias), None if core.gate is None else linear(x, core.gate, core.gate_bias)
@@ -42,12 +40,10 @@ class ComposedRows:
         for own, tokens, factor in self._work(x, chosen, gates):
             given = picked(x, tokens)
             of_up = picked(up, tokens) + self._added(own, "up", given)
-            z = of_up if gate is None else picked(gate, tokens) + self._added(own, "gate", given)
-            h = act(z) if gate is None else act(z) * of_up
-            h = h.to(x.dtype)  # some activations give float32 under autocast
-            if watch is not None:
-                watch.see(z, h, tokens)
-            h = F.dropout(h, dropout) if dropout else h
+            if gate is None:
+                h = fired(of_up, None, tokens)
+            else:
+                h = fired(picked(gate, tokens) + self._added(own, "gate", given), of_up, tokens)
             h = h if factor is None else h * factor
             said = self._added(own, "down", h)
             if tokens is None:
@@ -66,21 +62,21 @@ class ComposedRows:
 
     def merged(self) -> Rows:
         """The rows of the shared expert, and row by row the mean of the routed ones."""
-        experts = {name: tensor[self.shared :] for name, tensor in self.own.items()}
-        mean = self._rows(lambda name, core: self.rule.compose_mean(name, core, experts))
-        return self.run(0).joined(mean) if self.shared else mean
+        experts = len(next(iter(self.own.values()))) - self.shared
+        mean = self.merged_by(self.core.up.new_full((1, experts), 1 / experts))
+        return self.shared_rows().joined(mean.mapped(lambda value: value[0]))
+
+    def merged_by(self, shares: Tensor) -> Rows:
+        """Row by row the sums of the routed experts' rows by shares [n, experts], which sum to 1: tensors with n in front."""
+        experts = {name: tensor[self.shared :].to(shares.dtype) for name, tensor in self.own.items()}
+        return self.core.mapped_by_name(lambda name, core: self.rule.merge(name, core.to(shares.dtype), experts, shares))
+
+    def shared_rows(self) -> Rows:
+        """Those of the shared expert; without one none."""
+        return self.run(0) if self.shared else self.core.mapped(lambda value: value[:0])
 
     def _folded(self, own: Mapping[str, Tensor]) -> Rows:
-        return self._rows(lambda name, core: self.rule.compose(name, core, own).flatten(0, 1))
-
-    def _rows(self, compose: Callable[[str, Tensor], Tensor]) -> Rows:
-        core = self.core
-
-        def optional(name: str, tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else compose(name, tensor)
-
-        biases = optional("up_bias", core.up_bias), optional("gate_bias", core.gate_bias)
-        return Rows(compose("up", core.up), compose("down", core.down), optional("gate", core.gate), *biases)
+        return self.core.mapped_by_name(lambda name, core: self.rule.compose(name, core, own).flatten(0, 1))
 
     def _work(
         self, x: Tensor, chosen: Tensor | None, gates: Tensor | None
@@ -90,7 +86,7 @@ class ComposedRows:
         runs = [dict(zip(self.own, tensors)) for tensors in zip(*(tensor.unbind() for tensor in self.own.values()))]
         if self.shared:
             yield runs.pop(0), None, None
-        for expert, tokens, factor in gathered(len(runs), chosen, gates, x.dtype):
+        for expert, tokens, factor in expert_tokens(len(runs), chosen, gates, x.dtype):
             yield runs[expert], tokens, factor
 
     def _added(self, own: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:

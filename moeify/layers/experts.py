@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from moeify.ir.activations import activation
 from moeify.layers.composed_rows import ComposedRows
-from moeify.layers.gathering import gathered, picked
+from moeify.layers.expert_tokens import expert_tokens, picked
 from moeify.layers.hidden_sparsity import HiddenSparsity
 from moeify.layers.routing import ChoiceRule, Routing, route
 from moeify.layers.rows import Rows, linear
@@ -95,7 +95,7 @@ def run_chosen(x: Tensor, rows: Rows, weights: LayerWeights, routing: Routing, g
     """
     shared, *experts = rows.runs(weights.sizes)
     y = _shared(x, shared, weights)
-    for e, tokens, gate in gathered(len(experts), routing.chosen, gates, x.dtype):
+    for e, tokens, gate in expert_tokens(len(experts), routing.chosen, gates, x.dtype):
         h = _hidden(picked(x, tokens), experts[e], weights, tokens)
         h = h if gate is None else h * gate
         down = experts[e].down.to(x.dtype)
@@ -105,7 +105,11 @@ def run_chosen(x: Tensor, rows: Rows, weights: LayerWeights, routing: Routing, g
 
 def _run_composed(x: Tensor, rows: ComposedRows, weights: LayerWeights, chosen: Tensor | None, gates: Tensor | None) -> Tensor:
     """y [tokens, output]; chosen [tokens, experts], None for all; gates [tokens, experts], None for 1."""
-    y = rows.output(x, chosen, gates, activation(weights.activation), weights.hidden_dropout, weights.watch)
+
+    def fired(z: Tensor, up: Tensor | None, tokens: Tensor | None) -> Tensor:
+        return _fired(z, up, weights, tokens)
+
+    y = rows.output(x, chosen, gates, fired)
     y = y if weights.output_bias is None else y + weights.output_bias.to(x.dtype)
     return _compensated(x, y if chosen is None else _with_idle(y, chosen, weights), weights)
 
@@ -149,11 +153,16 @@ def _compensated(x: Tensor, y: Tensor, weights: LayerWeights) -> Tensor:
 
 def _hidden(x: Tensor, rows: Rows, weights: LayerWeights, tokens: Tensor | None = None) -> Tensor:
     """h [tokens, neurons] of x [tokens, hidden]; tokens: which ones these are, None: all."""
-    act = activation(weights.activation)
     up = linear(x, rows.up, rows.up_bias)
-    z = up if rows.gate is None else linear(x, rows.gate, rows.gate_bias)
-    h = act(z) if rows.gate is None else act(z) * up
-    h = h.to(x.dtype)  # some activations give float32 under autocast
+    if rows.gate is None:
+        return _fired(up, None, weights, tokens)
+    return _fired(linear(x, rows.gate, rows.gate_bias), up, weights, tokens)
+
+
+def _fired(z: Tensor, up: Tensor | None, weights: LayerWeights, tokens: Tensor | None) -> Tensor:
+    """h of the pre-activation z that decides whether a neuron fires, and of up where the FFN is gated; [tokens, neurons]."""
+    h = activation(weights.activation)(z)
+    h = (h if up is None else h * up).to(z.dtype)  # some activations give float32 under autocast
     if weights.watch is not None:
         weights.watch.see(z, h, tokens)
     return F.dropout(h, weights.hidden_dropout) if weights.hidden_dropout else h

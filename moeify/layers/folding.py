@@ -33,7 +33,8 @@ def expert_rows(layer: MoELayer, expert: int) -> Rows:
 def folded(layer: MoELayer) -> MoELayer:
     """A layer that computes the same from plain rows, which are trained all; the layer itself where its rows are plain.
 
-    It takes as much memory as so many copies of the core. Router and compensation are shared with the layer.
+    It takes as much memory as so many copies of the core. Router, compensation and what the layer knows of its model are
+    shared with it.
     """
     config = layer.config
     if config.composed is None:
@@ -44,6 +45,7 @@ def folded(layer: MoELayer) -> MoELayer:
     for name, _ in plain.named_parameters(recurse=False):
         setattr(plain, name, nn.Parameter(new[name]) if name in new else getattr(layer, name))
     plain.selection_bias, plain.router = layer.selection_bias, layer.router
+    plain.tokens, plain.origin, plain.training_state = layer.tokens, layer.origin, layer.training_state
     return plain.train(layer.training)
 
 

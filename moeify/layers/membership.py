@@ -12,8 +12,9 @@ from moeify.ir.expert_selection import select_config
 from moeify.layers.budget import matching_layers
 from moeify.layers.expert_selection import select_experts
 from moeify.layers.moe_layer import MoELayer
+from moeify.layers.routers import ScoringRouter
 
-#: Routers whose experts have one row each in one matrix, and its name.
+#: Routers that have a row for each expert, and its tensor.
 _ROWS = {"linear": "weight", "mlp": "weight_out"}
 
 
@@ -81,8 +82,8 @@ def _check_row(path: str, layer: MoELayer, row: Tensor | None) -> None:
         raise UsageError(f"{path}: row has the shape {list(row.shape)}, the router's rows {list(shape)}")
 
 
-def _rows_of(layer: MoELayer) -> nn.Parameter:
+def _rows_of(layer: MoELayer) -> Tensor:
     """[experts, hidden or width]"""
-    assert layer.router is not None
     assert layer.config.router is not None
+    assert isinstance(layer.router, ScoringRouter)
     return layer.router.get_parameter(_ROWS[layer.config.router.kind])

@@ -44,9 +44,7 @@ class ExpertRows:
 
     def hidden(self, x: Tensor) -> Tensor:
         """h(x) of all rows, [tokens, rows]."""
-        if self.composed is None:
-            return self._neurons(x, self.tensors)
-        return torch.cat([self._neurons(x, self.rows(expert)) for expert in range(-1, self.experts)], dim=1)
+        return self._neurons(x, self.all_rows())
 
     def all_on(self, x: Tensor) -> Tensor:
         """The sum of all experts and the output bias, [tokens, output]."""
@@ -83,6 +81,13 @@ class ExpertRows:
         run = start // (end - start)  # all are of the size of the core
         own = {name: tensor[run : run + 1] for name, tensor in self._under(f"{self.composed.kind}.").items()}
         return {name: self.composed.compose(name, core, own)[0] for name, core in self._under("core.").items()}
+
+    def all_rows(self) -> dict[str, Tensor]:
+        """All rows by name, the shared expert first."""
+        if self.composed is None:
+            return {name: self.tensors[name] for name in ROWWISE if name in self.tensors}
+        parts = [self.rows(expert) for expert in range(-1, self.experts)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _under(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}

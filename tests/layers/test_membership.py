@@ -19,6 +19,7 @@ from moeify.errors import UsageError
 from moeify.ir.moe_config import RouterConfig
 from moeify.layers.budget import moe_layers, set_top_k
 from moeify.layers.moe_layer import MoELayer
+from moeify.layers.routers import ScoringRouter
 from moeify.training.selection_bias import update_selection_bias
 from zoo import ZOO
 
@@ -75,8 +76,9 @@ def test_a_row_may_be_given(router: RouterConfig, width: int) -> None:
     model, row = converted_llama(router=router), torch.arange(float(width))
     moeify.add_expert(model, copy_of=0, row=row)
     for layer in moe_layers(model).values():
-        assert layer.router is not None
-        assert torch.equal(layer.router.get_parameter("weight" if router.kind == "linear" else "weight_out")[-1], row)
+        assert isinstance(layer.router, ScoringRouter)
+        rows = layer.router.get_parameter("weight" if layer.router.config.kind == "linear" else "weight_out")
+        assert torch.equal(rows[-1], row)
     moeify.add_expert(model, copy_of=0, row={FIRST: -row}, layers="*.0.*")
     assert [layer.config.experts for layer in moe_layers(model).values()] == [6, 5]
     scores = first(model).route(tokens()).scores

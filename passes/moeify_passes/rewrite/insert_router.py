@@ -128,9 +128,9 @@ class InsertRouter:
         return replace(routed, top_k=self._choose_top_k(site, routed, self.active))
 
     def _routed(self, site: FeedForward, spec: MoESpec, context: PassContext) -> MoESpec:
-        active = self._active(site, context)
-        if active is not None and active >= 1 and spec.partitions(site.neurons):
-            return spec.all_on()
+        active, own = self._active(site, context), context.find(site, Budget) is not None
+        if own and active is not None and active >= 1 and spec.partitions(site.neurons):
+            return spec.all_on()  # allocated all of its weights, a layer needs no router
         bare = replace(spec.all_on(), gate_rule=self.gate, normalize=self.normalize, detach_sum=self.detach_sum)
         self._check(site, len(spec.experts))
         routed = replace(bare, router=self.by.route(site, bare, context))

@@ -8,12 +8,15 @@ from torch.nn import functional as F
 
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.moe_spec import MoESpec
+from moeify_passes.expert_rows import expert_rows
 
 
 def spec_rows(site: FeedForward, spec: MoESpec, name: str) -> Tensor:
     """The rows [rows, ...] that the layer will hold under that name, shared expert first."""
     if name in spec.weights:
         return spec.weights[name]
+    if spec.composed is not None:
+        return expert_rows(site, spec).all_rows()[name]
     found: Tensor = getattr(site, name).read()[spec.order]
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moeify.errors import UsageError
 from moeify.ir.composed_spec import ComposedSpec
+from moeify.ir.copies import copy_factors
 from moeify.ir.feed_forward import FeedForward
 from moeify.pipeline.context import PassContext
 from moeify_passes.upcycling.dense_weights import dense_weights
@@ -18,7 +19,7 @@ Composing = Residual | Lora
 def composed_rows(by: Composing, site: FeedForward, copies: int, shared: bool, context: PassContext) -> ComposedSpec:
     """What the layer's rows come of. Beside a shared expert the core counts half, and with it all that stand on it."""
     dense = dense_weights(site)
-    core = scaled(dense, 0.5) if shared else dense
+    core = scaled(dense, copy_factors(1, shared)[1])
     changed = {name: weight for name, weight in core.items() if weight is not dense[name]}
     return ComposedSpec(by.rule, changed, by.own(site, copies + shared, context))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch import split_with_sizes as split
 
 
-def gathered(
+def expert_tokens(
     experts: int, chosen: Tensor | None, gates: Tensor | None, dtype: torch.dtype
 ) -> Iterator[tuple[int, Tensor | None, Tensor | None]]:
     """(expert, its tokens, their gates [tokens, 1] in that dtype) of every expert that a token chose.
