@@ -50,6 +50,38 @@ def values(s: Float, gate_rule: str) -> Float:
     raise ValueError(gate_rule)
 
 
+def scores(
+    x: Float,
+    t: dict[str, Float],
+    *,
+    kind: str,
+    activation: str = "identity",
+    output: str = "identity",
+    unit_input: bool = False,
+) -> Float:
+    """s [experts] of one token x [hidden] by a router with tensors t."""
+    act = ACTIVATIONS[activation]
+    x = x / np.sqrt(sum(x * x)) if unit_input else x
+
+    def project(name: str, bias: str) -> Float:
+        return np.array([sum(row * x) for row in t[name]]) + t.get(bias, 0.0)
+
+    if kind in ("linear", "average-key"):
+        s = project("weight", "bias")
+    elif kind == "mlp":
+        s = t["weight_out"] @ act(project("weight_in", "bias_in")) + t.get("bias_out", 0.0)
+    elif kind == "neuron":
+        s = act(project("gate", "gate_bias")) * project("up", "up_bias") if "gate" in t else act(project("up", "up_bias"))
+    elif kind == "spectral":
+        s = np.array([np.sqrt(sum(part**2)) for part in project("up", "").reshape(int(t["experts"]), -1)])
+        if "gate" in t:
+            s = s * np.array([np.sqrt(sum(part**2)) for part in project("gate", "").reshape(int(t["experts"]), -1)])
+    else:
+        raise ValueError(kind)
+    s = s if output == "identity" else np.abs(s)
+    return np.asarray(s / s.max() if output == "relative" else s)
+
+
 def choose(c: Float, k: int | None, threshold: float | None) -> NDArray[np.bool_]:
     """Which experts of one token are chosen, [experts], from c [experts]."""
     chosen = np.ones(len(c), dtype=bool)
@@ -84,6 +116,27 @@ def route(
         total = g.sum()
         gates[token] = g / total if normalize and total != 0 else g
     return chosen, gates
+
+
+def composed(
+    core: dict[str, Array], own: dict[str, Array], kind: str, *, rank: int = 0, alpha: float = 0.0
+) -> dict[str, Float]:
+    """Composed rows as plain ones: up, down and what else the core has, [runs * neurons, ...] in float64.
+
+    core and own: the tensors of the core and of every run, by their names without the prefixes `core.`, `residual.`, `lora.`.
+    """
+    runs = len(next(iter(own.values())))
+    rows: dict[str, list[Float]] = {name: [] for name in core}
+    for run in range(runs):
+        for name, dense in core.items():
+            added = np.zeros(dense.shape)
+            if kind == "residual":
+                added = own[name][run].astype(np.float64)
+            elif dense.ndim == 2:
+                delta = own[f"{name}_b"][run].astype(np.float64) @ own[f"{name}_a"][run].astype(np.float64)
+                added = (alpha / rank) * (delta.T if name == "down" else delta)
+            rows[name].append(dense.astype(np.float64) + added)
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
 def moe(

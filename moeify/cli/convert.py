@@ -137,9 +137,11 @@ def _show_growth(plan: Plan, screen: Screen) -> None:
 
 
 def _show_size(plan: Plan, screen: Screen) -> None:
+    frozen = plan.parameters_after - plan.trained_parameters
+    trained = f"the {plan.trained_parameters:,} that are not frozen " if frozen else ""
     screen.line(
         f"parameters {plan.parameters_before:,} -> {plan.parameters_after:,}, active for one token"
-        f" {plan.active_parameters:,}; training with AdamW takes {plan.optimizer_memory / 2**20:,.1f} MiB"
+        f" {plan.active_parameters:,}; training {trained}with AdamW takes {plan.optimizer_memory / 2**20:,.1f} MiB"
         " besides the weights"
     )
 

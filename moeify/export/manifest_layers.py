@@ -77,6 +77,10 @@ def _config(fields: Fields) -> MoEConfig:
     for name in ("top_k", "neurons", "shards"):
         if fields.data.get(name) is not None:
             fields.integer(name)
+    if fields.data.get("composed") is not None:
+        composed = fields.table("composed")
+        composed.only("kind", "rank", "alpha")
+        composed.text("kind"), composed.integer("rank"), composed.number("alpha")
     for name in ("detach_sum", "smear"):  # older folders have neither
         if name in fields.data:
             fields.boolean(name)

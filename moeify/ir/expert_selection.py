@@ -12,14 +12,15 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from moeify.ir.composed_spec import ComposedSpec
 from moeify.ir.feed_forward import ROWWISE
-from moeify.ir.moe_config import MoEConfig
+from moeify.ir.moe_config import MoEConfig, RouterConfig
 from moeify.ir.moe_spec import MoESpec, Router
 
-#: Tensors of a router with an entry for each expert; others serve them all.
-_OF_ROUTER = ("weight", "bias", "weight_out", "bias_out")
 #: Tensors of a layer with an entry for each expert.
-_BY_EXPERT = ("idle", "selection_bias", *(f"router.{name}" for name in _OF_ROUTER))
+_BY_EXPERT = ("idle", "selection_bias")
+#: Tensors of an mlp router that serve all experts; all others of routers have entries for each.
+_FOR_ALL = ("weight_in", "bias_in")
 
 
 def select_config(config: MoEConfig, experts: Sequence[int]) -> MoEConfig:
@@ -35,7 +36,15 @@ def select_tensors(config: MoEConfig, tensors: Mapping[str, Tensor], experts: Se
     """Those tensors of the layer, by their names in its state_dict, that change; in new memory."""
     rows, chosen = _rows(config.offsets, experts), torch.tensor(experts)
     found = {name: value[rows.to(value.device)] for name, value in tensors.items() if name in ROWWISE}
-    return found | {name: value[chosen.to(value.device)] for name, value in tensors.items() if name in _BY_EXPERT}
+    if config.composed is not None:
+        runs = _runs(config.shared > 0, experts)
+        own = f"{config.composed.kind}."
+        found |= {name: value[runs.to(value.device)] for name, value in tensors.items() if name.startswith(own)}
+    found |= {name: value[chosen.to(value.device)] for name, value in tensors.items() if name in _BY_EXPERT}
+    if config.router is not None:
+        of_router = {name.removeprefix("router."): value for name, value in tensors.items() if name.startswith("router.")}
+        found |= {f"router.{name}": value for name, value in _of_router(config.router, of_router, chosen).items()}
+    return found
 
 
 def select_spec(spec: MoESpec, experts: Sequence[int]) -> MoESpec:
@@ -45,11 +54,12 @@ def select_spec(spec: MoESpec, experts: Sequence[int]) -> MoESpec:
     return replace(
         spec,
         experts=tuple(spec.experts[e] for e in experts),
-        router=router and Router(router.config, _of_router(router.tensors, chosen)),
+        router=router and Router(router.config, {**router.tensors, **_of_router(router.config, router.tensors, chosen)}),
         selection_bias=None if bias is None else bias[chosen],
         compensation=replace(spec.compensation, idle=None if idle is None else idle[chosen]),
         weights={name: value[rows] if name in ROWWISE else value for name, value in spec.weights.items()},
         shards=_shards(spec.shards, experts),
+        composed=_composed(spec, experts),
     )
 
 
@@ -68,5 +78,23 @@ def _rows(offsets: Sequence[int], experts: Sequence[int]) -> Tensor:
     return torch.cat(runs)
 
 
-def _of_router(tensors: Mapping[str, Tensor], experts: Tensor) -> dict[str, Tensor]:
-    return {name: value[experts] if name in _OF_ROUTER else value for name, value in tensors.items()}
+def _composed(spec: MoESpec, experts: Sequence[int]) -> ComposedSpec | None:
+    if spec.composed is None:
+        return None
+    runs = _runs(len(spec.shared) > 0, experts)
+    return replace(spec.composed, own={name: value[runs] for name, value in spec.composed.own.items()})
+
+
+def _runs(shared: bool, experts: Sequence[int]) -> Tensor:
+    """int64: the runs of composed rows that stay, the shared expert's first."""
+    return torch.tensor([*([0] if shared else []), *(int(shared) + e for e in experts)])
+
+
+def _of_router(config: RouterConfig, tensors: Mapping[str, Tensor], experts: Tensor) -> dict[str, Tensor]:
+    """Those of a router's tensors that change. A spectral one has `width` rows for each expert."""
+    run = config.width or 1 if config.kind == "spectral" else 1
+    return {
+        name: value.view(-1, run, *value.shape[1:])[experts.to(value.device)].flatten(0, 1)
+        for name, value in tensors.items()
+        if name not in _FOR_ALL
+    }

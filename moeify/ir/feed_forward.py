@@ -114,6 +114,10 @@ class FeedForward:
         """Where its weights stand, by role."""
         return {role: weight.place for role in ROLES if (weight := getattr(self, role)) is not None}
 
+    def rowwise(self) -> dict[str, Weight]:
+        """The handles that there are of ROWWISE, by name."""
+        return {name: handle for name in ROWWISE if (handle := getattr(self, name)) is not None}
+
     def keys(self) -> Tensor:
         """The rows that decide whether a neuron fires, [neurons, hidden]: gate rows if gated, else up rows."""
         return (self.gate or self.up).read()

@@ -12,7 +12,10 @@ from moeify.ir.expert_selection import select_config
 from moeify.layers.budget import matching_layers
 from moeify.layers.expert_selection import select_experts
 from moeify.layers.moe_layer import MoELayer
-from moeify.layers.routers import LinearRouter, MLPRouter
+from moeify.layers.routers import ScoringRouter
+
+#: Routers that have a row for each expert, and its tensor.
+_ROWS = {"linear": "weight", "mlp": "weight_out"}
 
 
 def add_expert(
@@ -72,8 +75,8 @@ def _check_there(path: str, layer: MoELayer, option: str, expert: int) -> None:
 def _check_row(path: str, layer: MoELayer, row: Tensor | None) -> None:
     if row is None:
         return
-    if not isinstance(layer.router, LinearRouter | MLPRouter):
-        kind = "none" if layer.config.router is None else layer.config.router.kind
+    kind = "none" if layer.config.router is None else layer.config.router.kind
+    if kind not in _ROWS:
         raise UsageError(f"{path}: row is for a linear or mlp router, and this layer's is {kind}: leave it out")
     if (shape := _rows_of(layer).shape[1:]) != row.shape:
         raise UsageError(f"{path}: row has the shape {list(row.shape)}, the router's rows {list(shape)}")
@@ -81,5 +84,6 @@ def _check_row(path: str, layer: MoELayer, row: Tensor | None) -> None:
 
 def _rows_of(layer: MoELayer) -> Tensor:
     """[experts, hidden or width]"""
-    assert isinstance(layer.router, LinearRouter | MLPRouter)
-    return layer.router.weight if isinstance(layer.router, LinearRouter) else layer.router.weight_out
+    assert layer.config.router is not None
+    assert isinstance(layer.router, ScoringRouter)
+    return layer.router.get_parameter(_ROWS[layer.config.router.kind])

@@ -14,12 +14,15 @@ from moeify.errors import ConversionError
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.moe_config import MoEConfig
 from moeify.ir.moe_spec import MoESpec
-from moeify.layers.experts import LayerWeights, Rows, run_all, run_layer
+from moeify.layers.composed_modules import add_composed, composed_rows
+from moeify.layers.composed_rows import ComposedRows, plain_rows
+from moeify.layers.experts import LayerWeights, run_all, run_layer
 from moeify.layers.modes import ROUTED, Mode, mode_of
 from moeify.layers.operator import as_node
 from moeify.layers.origin import Origin
 from moeify.layers.routers import AverageKeyRouter, build_router
 from moeify.layers.routing import ChoiceRule, Routing, route
+from moeify.layers.rows import Rows
 from moeify.layers.smear import run_smeared, smeared_routing
 from moeify.layers.token_input import TokenInput
 from moeify.layers.training_state import Steering, TrainingState
@@ -30,7 +33,8 @@ class MoELayer(nn.Module):
 
     Parameters, in state_dict by the names of MoESpec.tensors: up, gate [rows, hidden]; down [rows, output]; up_bias, gate_bias
     [rows]; output_bias [output]; idle [experts, output]; low_rank_in [rank, hidden]; low_rank_out [rank, output]; `router.*`;
-    and the buffer selection_bias [experts] (float32). What the config leaves out is None. All are zeros until loaded.
+    and the buffer selection_bias [experts] (float32). What the config leaves out is None. All are zeros until loaded. Where
+    rows are composed there are `core.*`, frozen, and `residual.*` or `lora.*` in place of up, gate, down and their biases.
 
     `top_k` and `threshold` are the budget, to be set at any time; `config` always shows them. Weights are cast to x's dtype
     (to that of autocast, where it is on). Under torch.compile and torch.export the layer is one `moeify::moe` node.
@@ -53,12 +57,13 @@ class MoELayer(nn.Module):
         def weight(present: bool, *shape: int) -> nn.Parameter | None:
             return nn.Parameter(torch.zeros(shape, dtype=dtype, device=place)) if present else None
 
-        rows, experts = config.rows, config.experts
-        self.up = nn.Parameter(torch.zeros(rows, config.hidden, dtype=dtype, device=place))
-        self.down = nn.Parameter(torch.zeros(rows, config.output, dtype=dtype, device=place))
-        self.gate = weight(config.gated, rows, config.hidden)
-        self.up_bias = weight(config.up_bias, rows)
-        self.gate_bias = weight(config.gate_bias, rows)
+        rows, experts, stored = config.rows, config.experts, config.composed is None
+        if stored:
+            self.up = nn.Parameter(torch.zeros(rows, config.hidden, dtype=dtype, device=place))
+            self.down = nn.Parameter(torch.zeros(rows, config.output, dtype=dtype, device=place))
+        self.gate = weight(stored and config.gated, rows, config.hidden)
+        self.up_bias = weight(stored and config.up_bias, rows)
+        self.gate_bias = weight(stored and config.gate_bias, rows)
         self.output_bias = weight(config.output_bias, config.output)
         self.idle = weight(config.idle, experts, config.output)
         self.low_rank_in = weight(config.rank > 0, config.rank, config.hidden)
@@ -66,6 +71,8 @@ class MoELayer(nn.Module):
         bias = torch.zeros(experts, dtype=torch.float32, device=place) if config.selection_bias else None
         self.register_buffer("selection_bias", bias)
         self.tokens = TokenInput()
+        if not stored:
+            add_composed(self, config, dtype, place)
         self.router = build_router(config, dtype, place)
         # Not a buffer: it is part of the config, and must hold its values even where the weights are on the meta device.
         self._offsets = torch.tensor(config.offsets, dtype=torch.int64, device="cpu")
@@ -142,9 +149,20 @@ class MoELayer(nn.Module):
         return super().train(mode)
 
     @property
+    def rows(self) -> Rows:
+        """All rows, the shared expert's first; composed ones are folded."""
+        return plain_rows(self._rows)
+
+    @property
+    def _rows(self) -> Rows | ComposedRows:
+        if self.config.composed is not None:
+            return composed_rows(self, self.config)
+        return Rows(self.up, self.down, self.gate, self.up_bias, self.gate_bias)
+
+    @property
     def _weights(self) -> LayerWeights:
         return LayerWeights(
-            Rows(self.up, self.down, self.gate, self.up_bias, self.gate_bias),
+            self._rows,
             self.config.offsets,
             self.config.activation,
             self.output_bias,
@@ -179,13 +197,13 @@ class MoELayer(nn.Module):
         return scores
 
     def _follow_keys(self, router: AverageKeyRouter, x: Tensor) -> Tensor:
-        return router.follow(x, *self._weights.rows.keys, self.config.offsets)
+        return router.follow(x, *self.rows.keys, self.config.offsets)
 
     @torch.no_grad()
     def store_average_keys(self) -> None:
         """Gives a router of average keys those of the weights as they are now; in training mode it takes them by itself."""
         if isinstance(self.router, AverageKeyRouter):
-            self._follow_keys(self.router, self.up.new_empty(0, self.config.hidden))
+            self._follow_keys(self.router, self.router.weight.new_empty(0, self.config.hidden))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         if self.training:

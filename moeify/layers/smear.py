@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moeify.ir.activations import activation
-from moeify.layers.experts import LayerWeights, Rows, run_all
+from moeify.layers.composed_rows import ComposedRows
+from moeify.layers.experts import LayerWeights, run_all
 from moeify.layers.routing import Routing
+from moeify.layers.rows import Rows
 from moeify.layers.token_input import TokenInput
 
 
@@ -54,28 +56,22 @@ def _experts(x: Tensor, shares: Tensor, weights: LayerWeights) -> Tensor:
 
 
 def _without_experts(weights: LayerWeights) -> LayerWeights:
-    r, shared = weights.rows, weights.sizes[0]
-
-    def head(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[:shared]
-
-    rows = Rows(r.up[:shared], r.down[:shared], head(r.gate), head(r.up_bias), head(r.gate_bias))
+    rows, shared = weights.rows, weights.sizes[0]
+    rows = rows.shared_rows() if isinstance(rows, ComposedRows) else rows.mapped(lambda value: value[:shared])
     return replace(weights, rows=rows, offsets=(shared,))
 
 
 def _merged(weights: LayerWeights, shares: Tensor) -> Rows:
     """The merged expert of each sequence: tensors as in Rows with the sequences in front."""
     shared, size = weights.sizes[:2]
+    if isinstance(weights.rows, ComposedRows):
+        return weights.rows.merged_by(shares)
 
     def merged(tensor: Tensor) -> Tensor:
         experts = tensor[shared:].to(shares.dtype).view(shares.shape[-1], -1)
         return (shares @ experts).view(len(shares), size, *tensor.shape[1:])
 
-    def optional(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else merged(tensor)
-
-    r = weights.rows
-    return Rows(merged(r.up), merged(r.down), optional(r.gate), optional(r.up_bias), optional(r.gate_bias))
+    return weights.rows.mapped(merged)
 
 
 def _batched(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:

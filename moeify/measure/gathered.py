@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from moeify.ir.model_graph import Batch
 from moeify.layers.dense_ffn import DenseWeights
 from moeify.layers.dense_ffn.mean import copies_of
-from moeify.layers.experts import LayerWeights, Rows, run_all
+from moeify.layers.experts import LayerWeights, run_all
 from moeify.layers.moe_layer import MoELayer
+from moeify.layers.rows import Rows
 from moeify.measure.divergence import Divergence, DivergenceSum
 from moeify.measure.outputs import evaluating, main_output, run, visible, visible_outputs
 from moeify.measure.substitute import Compute, computed_by

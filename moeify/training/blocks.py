@@ -51,7 +51,7 @@ def blocks_of(model: nn.Module, dense: nn.Module) -> dict[str, Block]:
                     f"{type(dense).__name__} is not the dense model of {origin.path}: {place.parameter} is not there, or has "
                     "another shape (a model in memory is converted in place: load the dense one anew)"
                 )
-            parent[role] = place.view(value.detach()).to(layer.up.device)
+            parent[role] = place.view(value.detach()).to(next(layer.parameters()).device)
         found[origin.path] = Block(origin.path, layer, parent)
     if not found:
         raise UsageError(f"{type(model).__name__} has no MoE layers: convert it first")

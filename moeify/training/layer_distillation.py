@@ -98,7 +98,7 @@ def _distilled(
     block: Block, inputs: Sequence[Tensor], schedule: Schedule, tokens: int, held_out: float, seed: int
 ) -> BlockReport:
     train, rest = _parted(block.path, inputs, held_out)
-    device = block.layer.up.device
+    device = next(block.layer.parameters()).device
     draw = shuffled(len(train), tokens, f"{seed}/tokens/{block.path}")
 
     def squares(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,8 @@ ROUTERS: dict[str, RouterConfig] = {
     "linear": RouterConfig("linear", bias=True),
     "average key": RouterConfig("average-key", bias=True),
     "mlp": RouterConfig("mlp", bias=True, width=3, activation="tanh"),
+    "neuron": RouterConfig("neuron", bias=True, activation="silu", gated=True),
+    "spectral": RouterConfig("spectral", width=2, gated=True),
 }
 
 

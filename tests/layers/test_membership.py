@@ -19,7 +19,7 @@ from moeify.errors import UsageError
 from moeify.ir.moe_config import RouterConfig
 from moeify.layers.budget import moe_layers, set_top_k
 from moeify.layers.moe_layer import MoELayer
-from moeify.layers.routers import LinearRouter, MLPRouter
+from moeify.layers.routers import ScoringRouter
 from moeify.training.selection_bias import update_selection_bias
 from zoo import ZOO
 
@@ -71,8 +71,8 @@ def test_a_row_may_be_given(router: RouterConfig, width: int) -> None:
     model, row = converted_llama(router=router), torch.arange(float(width))
     moeify.add_expert(model, copy_of=0, row=row)
     for layer in moe_layers(model).values():
-        assert isinstance(layer.router, LinearRouter | MLPRouter)
-        rows = layer.router.weight if isinstance(layer.router, LinearRouter) else layer.router.weight_out
+        assert isinstance(layer.router, ScoringRouter)
+        rows = layer.router.get_parameter("weight" if layer.router.config.kind == "linear" else "weight_out")
         assert torch.equal(rows[-1], row)
     moeify.add_expert(model, copy_of=0, row={FIRST: -row}, layers="*.0.*")
     assert [layer.config.experts for layer in moe_layers(model).values()] == [6, 5]

@@ -64,6 +64,18 @@ def test_every_block_comes_nearer_to_its_parent_and_so_does_the_model(options: d
     assert divergence(dense, model, fresh).relative_error < before
 
 
+def test_what_stands_on_a_frozen_core_learns_and_the_core_stays() -> None:
+    model, dense = student(recipe="lora-experts", experts=3), stack()
+    with torch.no_grad():
+        for path in PATHS:
+            dense.get_parameter(f"{path}.0.weight").mul_(1.3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for report in distill_layers(model, dense, data(), **FEW):
+        assert report.after < report.before
+    trained = {name.split(".")[2] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert trained == {"lora", "router"}
+
+
 def test_the_loss_is_the_squared_distance_from_the_dense_ffn_on_held_out_batches() -> None:
     model, dense, given = student(), stack(), data()
     seen: dict[str, list[Tensor]] = {}

@@ -12,7 +12,7 @@ from torch import Tensor
 from moeify.errors import UsageError
 from moeify.ir.copies import copy_factors, row_factors
 from moeify.ir.moe_config import MoEConfig
-from moeify.layers.dense_ffn.strategy import DenseWeights, check_low_rank, output_bias_of, rows_of
+from moeify.layers.dense_ffn.strategy import DenseWeights, check_low_rank, dtype_of, output_bias_of, rows_of
 from moeify.layers.moe_layer import MoELayer
 
 
@@ -40,7 +40,7 @@ class Mean:
         for share, copy in copies_of(layer):
             for name, value in copy.items():
                 found[name] = found[name] + share * value if name in found else share * value
-        return {name: value.to(layer.up.dtype) for name, value in found.items()} | output_bias_of(layer)
+        return {name: value.to(dtype_of(layer)) for name, value in found.items()} | output_bias_of(layer)
 
 
 def copies_of(layer: MoELayer) -> Iterator[tuple[float, DenseWeights]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from moeify.errors import UsageError
@@ -40,10 +41,16 @@ def check_low_rank(config: MoEConfig) -> None:
 
 
 def rows_of(layer: MoELayer) -> DenseWeights:
-    """All rows, the shared expert first."""
-    return {name: value.detach() for name in ROWWISE if (value := getattr(layer, name)) is not None}
+    """All rows, the shared expert first; those that are composed of a frozen core are formed."""
+    rows = layer.rows
+    return {name: value.detach() for name in ROWWISE if (value := getattr(rows, name)) is not None}
 
 
 def output_bias_of(layer: MoELayer) -> DenseWeights:
     """The output bias, where there is one."""
     return {} if layer.output_bias is None else {"output_bias": layer.output_bias.detach()}
+
+
+def dtype_of(layer: MoELayer) -> torch.dtype:
+    """That of its rows."""
+    return (layer.down if layer.config.composed is None else layer.get_parameter("core.down")).dtype

@@ -11,7 +11,7 @@ from torch import Tensor
 from moeify.errors import UsageError
 from moeify.ir.moe_config import MoEConfig
 from moeify.layers.dense_ffn.mean import Mean, copies_of
-from moeify.layers.dense_ffn.strategy import DenseWeights
+from moeify.layers.dense_ffn.strategy import DenseWeights, dtype_of
 from moeify.layers.moe_layer import MoELayer
 
 
@@ -53,7 +53,7 @@ class SVD:
                 parts.setdefault(name, []).append(self._part(copy[name], share if self.total == "mean" else 1.0, count))
         found = {name: torch.cat([left for left, _ in pairs], 1) @ torch.cat([right for _, right in pairs])
                  for name, pairs in parts.items()}  # fmt: skip
-        return Mean().gather(layer) | {name: value.to(layer.up.dtype) for name, value in found.items()}
+        return Mean().gather(layer) | {name: value.to(dtype_of(layer)) for name, value in found.items()}
 
     def _part(self, matrix: Tensor, weight: float, copies: int) -> tuple[Tensor, Tensor]:
         """Two factors of the matrix times weight: [rows, rank] and [rank, columns]."""

@@ -30,7 +30,7 @@ def scaled(weights: NeuronWeights, factor: float) -> NeuronWeights:
     if factor == 1:
         return weights
     factors = row_factors(factor, "gate" in weights).items()
-    return weights | {name: _times(weights[name], part) for name, part in factors if name in weights}
+    return weights | {name: _times(weights[name], part) for name, part in factors if name in weights and part != 1}
 
 
 def is_lossless(factor: float, dtype: torch.dtype) -> bool:
