@@ -157,5 +157,6 @@ def _densify(
         )
         for path, layer in layers.items()
     )
+    del layers  # so that each can be let go once it is replaced
     put_back(model, weights)
     return found, divergence

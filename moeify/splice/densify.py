@@ -39,8 +39,10 @@ def dense_weights(model: nn.Module, strategy: Gathering) -> dict[str, DenseWeigh
 
 
 def put_back(model: nn.Module, weights: dict[str, DenseWeights]) -> None:
-    """Puts dense FFNs with those weights in the place of all MoE layers; weights are let go one layer after the other."""
-    for path, layer in moe_layers(model).items():
+    """Puts dense FFNs with those weights in the place of all MoE layers; layers and weights are let go one after the other."""
+    for path in list(weights):
+        layer = model.get_submodule(path)
+        assert isinstance(layer, MoELayer)
         restore(model, layer, weights.pop(path))
     TokenInput.forget(model)
 

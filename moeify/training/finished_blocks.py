@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,15 +26,15 @@ from moeify.training.block_training import BlockReport
 
 
 class FinishedBlocks:
-    """folder: None: nothing is kept. about: what every block depends on, as JSON values. chained: each also depends on those
-    that were trained before it."""
+    """folder: None: nothing is kept. about: gives what every block depends on, as JSON values. chained: each also depends on
+    those that were trained before it. Raises OutputError where the folder cannot be made."""
 
-    def __init__(self, folder: Path | None, about: Mapping[str, Any], *, chained: bool) -> None:
-        self._folder, self._chained = folder, chained
-        self._key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-        if folder is not None:
-            with output_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: str | Path | None, about: Callable[[], Mapping[str, Any]], *, chained: bool) -> None:
+        self._folder, self._chained, self._key = None if folder is None else Path(folder), chained, ""
+        if self._folder is not None:
+            self._key = hashlib.sha256(json.dumps(about(), sort_keys=True).encode()).hexdigest()
+            with output_errors(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, path: str, layer: MoELayer) -> BlockReport | None:
         """Gives the layer the weights that it was finished with; None where it was not, or its file is damaged."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ def distill_layers(
     """Trains each MoE layer of the converted model to give what its dense FFN gives, and returns how well it does, in the order
     of training. The loss is ||layer - FFN||^2 / ||FFN||^2.
 
-    dense: the model before conversion; it is traced. batches: inputs of the model, re-iterable (labels are left out); the last
+    dense: the model before conversion; it is traced. batches: inputs of the model (labels are left out); the last
     `held_out` of them, at least one, are not trained on (of a single batch the last tokens). Padding does not count.
     steps, tokens: optimizer steps a block at most, and the tokens of each. optimizer: makes that of a block of its parameters.
     order: of the blocks by their place in the model, or site paths. prefix: the inputs of a block come from the "dense" blocks
@@ -77,11 +77,12 @@ def distill_layers(
             raise UsageError(f"{smearing[0]}: merges experts by sequence, and blocks see tokens alone: set_smear(model, False)")
         if prefix == "converted":
             inputs.through({path: block.layer for path, block in blocks.items()})
-        about = {
-            "kind": "layers", "weights": digest_of(blocks), "data": batches_digest(data), "prefix": prefix, "seed": seed,
-            "settings": [steps, tokens, held_out, checks, patience],
-        }  # fmt: skip
-        finished = FinishedBlocks(None if folder is None else Path(folder), about, chained=prefix == "converted")
+
+        def about() -> dict[str, Any]:
+            settings = ["layers", prefix, seed, steps, tokens, held_out, checks, patience]
+            return {"weights": digest_of(blocks), "data": batches_digest(data), "settings": settings}
+
+        finished = FinishedBlocks(folder, about, chained=prefix == "converted")
 
         def train(block: Block) -> BlockReport:
             return _distilled(block, inputs.of(block.path), schedule, tokens, held_out, seed)

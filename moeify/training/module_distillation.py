@@ -6,6 +6,7 @@ the layer the student; both see the same data, and the layer learns from the tas
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,9 +56,10 @@ def distill_modules(
     returns the loss on held-out batches before and after, in the order of training.
 
     dense: the model before conversion. What is no FFN is taken from the converted model, where it is the same as long as that
-    was not trained. batches: one a step, re-iterable; the last `held_out` of them, at least one, are not trained on.
+    was not trained. batches: one a step; the last `held_out` of them, at least one, are not trained on. What the model's
+    `forward` does not take of one (by name, or by place behind its arguments) is for the task alone.
     task: its loss; None: the `loss` that the model gives for batches with labels. alpha 1 needs no task.
-    temperature, per: see `teacher_loss`. The other options are those of `distill_layers`.
+    temperature, per: see `teacher_loss`. The other options are those of `distill_layers`; folder does not compare the task.
 
     Raises UsageError for options out of range and a model without a loss, InputError for data or a dense model that do not fit,
     ConversionError for a loss that is not finite.
@@ -71,14 +73,10 @@ def distill_modules(
     count = held_out_count(len(data), held_out)
     if len(data) <= count:
         raise InputError(f"the data holds {len(data)} batches: give two or more, of which {count} is held out")
-    loaded = load_model(dense, example=data[0], dtype=next(model.parameters()).dtype).model if _is_path(dense) else dense
-    assert isinstance(loaded, nn.Module)
+    if not isinstance(dense, nn.Module):
+        dense = load_model(dense, example=_taken(model, data[0]), dtype=next(model.parameters()).dtype).model
     with evaluation_mode(model):
-        blocks = blocks_of(model, loaded)
-        about = {
-            "kind": "modules", "weights": digest_of(blocks), "data": batches_digest(data), "seed": seed,
-            "settings": [alpha, temperature, per, steps, held_out, checks, patience],
-        }  # fmt: skip
+        blocks = blocks_of(model, dense)
         losses = _Losses(model, blocks, task, alpha, temperature, per)
 
         def train(block: Block) -> BlockReport:
@@ -93,7 +91,11 @@ def distill_modules(
                     block.path, block.layer, lambda step: losses.of(block, data[int(draw(step))]), measured, seed
                 )
 
-        finished = FinishedBlocks(None if folder is None else Path(folder), about, chained=False)
+        def about() -> dict[str, Any]:
+            settings = ["modules", alpha, temperature, per, seed, steps, held_out, checks, patience]
+            return {"weights": digest_of(blocks), "data": batches_digest(data), "settings": settings}
+
+        finished = FinishedBlocks(folder, about, chained=False)
         return train_all(in_order(blocks, order, layers), train, finished, progress)
 
 
@@ -127,17 +129,28 @@ class _Losses:
 
     def of(self, block: Block, batch: Batch) -> Tensor:
         others = {path: compute for path, compute in self._dense.items() if path != block.path}
+        inputs = _taken(self._model, batch)
         with computed_by(self._layers, others):
-            output = run(self._model, batch)
+            output = run(self._model, inputs)
         loss = self._task(output, batch) * (1 - self._alpha) if self._alpha < 1 else torch.zeros(())
         if not self._alpha:
             return loss
         with torch.no_grad(), computed_by(self._layers, self._dense):
-            teacher = main_output(run(self._model, batch))[1]
+            teacher = main_output(run(self._model, inputs))[1]
         student, shown = main_output(output)[1], visible_outputs(batch)
         if shown is not None and shown.shape == student.shape[:-1]:
             student, teacher = student[shown.to(student.device)], teacher[shown.to(student.device)]
         return loss + self._alpha * teacher_loss(student, teacher, self._temperature, self._per)
+
+
+def _taken(model: nn.Module, batch: Batch) -> Batch:
+    """What the model's forward takes of the batch."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    kinds = {parameter.kind for parameter in parameters}
+    if isinstance(batch, dict):
+        names = {parameter.name for parameter in parameters}
+        return batch if inspect.Parameter.VAR_KEYWORD in kinds else {n: v for n, v in batch.items() if n in names}
+    return batch if inspect.Parameter.VAR_POSITIONAL in kinds else batch[: len(parameters)]
 
 
 def _own_loss(output: Any, batch: Batch) -> Tensor:
@@ -159,7 +172,3 @@ def _frozen_but(model: nn.Module, layer: MoELayer) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
-
-
-def _is_path(dense: object) -> bool:
-    return isinstance(dense, str | Path)

@@ -274,6 +274,18 @@ def test_m2mkd_the_loss_is_of_the_task_and_of_the_teacher() -> None:
     assert reports[0].after < reports[0].before
 
 
+def test_m2mkd_what_the_model_does_not_take_is_for_the_task() -> None:
+    def task(output: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(output, batch[1] if isinstance(batch, tuple) else batch["kind"])
+
+    pairs: list[Batch] = [(x, torch.zeros(len(x), dtype=torch.int64)) for x, *_ in data()]
+    named: list[Batch] = [{"input": x, "kind": y} for x, y in pairs]
+    few: dict[str, Any] = {"steps": 3, "checks": 1, "layers": "1.*"}
+    expected = distill_modules(student(), stack(), data(), task=class_task, **few)
+    assert distill_modules(student(), stack(), pairs, task=task, **few) == expected
+    assert distill_modules(student(), stack(), named, task=task, **few) == expected
+
+
 def test_m2mkd_brings_a_language_model_nearer_to_its_dense_one() -> None:
     model = moeify.convert(llama(), example=batches(1)[0], recipe="drop-upcycle", experts=3).model
     before = divergence(llama(), model, batches(1, seed=5)).kl
