@@ -53,10 +53,11 @@ def measured(recipe: str, active: float, tokens: int, judged: int, settings: lis
             assert score.perplexity is not None
             fraction = None if score.active_fraction is None else round(score.active_fraction, 4)
             row["texts"][title] = {"perplexity": round(score.perplexity.value, 3), "active": fraction}
-    return row | {"commit": _commit(), **machine()}
+    return row | {"commit": commit(), **machine()}
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that is checked out."""
     run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return run.stdout.strip() or "unknown"
 
