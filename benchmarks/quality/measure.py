@@ -28,6 +28,7 @@ RESULTS = Path(__file__).parent / "results.jsonl"
 def measured(recipe: str, active: float, tokens: int, judged: int, settings: list[str]) -> dict[str, Any]:
     """One row: what was asked, what the conversion took, and the perplexities. recipe "dense": the model as it is."""
     row: dict[str, Any] = {"benchmark": "quality", "model": "SmolLM2-135M", "recipe": recipe, "judged tokens": judged}
+    row |= {"commit": commit(), **machine()}  # of the code that runs, whatever is checked out at its end
     dense = load_model(real_models.smollm2())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -53,7 +54,7 @@ def measured(recipe: str, active: float, tokens: int, judged: int, settings: lis
             assert score.perplexity is not None
             fraction = None if score.active_fraction is None else round(score.active_fraction, 4)
             row["texts"][title] = {"perplexity": round(score.perplexity.value, 3), "active": fraction}
-    return row | {"commit": commit(), **machine()}
+    return row
 
 
 def commit() -> str:
