@@ -58,6 +58,7 @@ class Runs:
         self.path = path
         self.key = {"experiment": experiment, "setting": json.loads(json.dumps(setting))}
         rows = (row for row in read_rows(path) if all(row.get(name) == value for name, value in self.key.items()))
+        self.environment = environment()
         self.done: dict[Run, Results] = {Run(**row["run"]): row["results"] for row in rows}
 
     def result(self, run: Run, work: Callable[[Run], Results]) -> Results:
@@ -67,7 +68,7 @@ class Runs:
             start, processor = time.monotonic(), time.process_time()
             found = work(run)
             times = {"seconds": round(time.monotonic() - start, 1), "cpu_seconds": round(time.process_time() - processor, 1)}
-            append_row(self.path, {**self.key, "run": asdict(run), "results": found, **times, **environment()})
+            append_row(self.path, {**self.key, "run": asdict(run), "results": found, **times, **self.environment})
             self.done[run] = found
             print("; ".join(f"{model} {_shown(figures)}" for model, figures in found.items()), flush=True)
         return self.done[run]
