@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "auxiliary_loss": "moeify.training.settings",
     "convert": "moeify.api",
     "evaluate": "moeify.api",
     "inspect": "moeify.api",
@@ -30,6 +31,7 @@ _HOMES = {
     "set_inference": "moeify.layers.inference",
     "set_threshold": "moeify.layers.budget",
     "set_top_k": "moeify.layers.budget",
+    "set_training": "moeify.training.settings",
 }
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "MoeifyError",
     "Pipeline",
     "__version__",
+    "auxiliary_loss",
     "convert",
     "evaluate",
     "inspect",
@@ -49,6 +52,7 @@ __all__ = [
     "set_inference",
     "set_threshold",
     "set_top_k",
+    "set_training",
 ]
 
 if TYPE_CHECKING:
@@ -60,6 +64,7 @@ if TYPE_CHECKING:
     from moeify.pipeline.each_layer import EachLayer
     from moeify.pipeline.pipeline import Pipeline
     from moeify.runtime.native import register
+    from moeify.training.settings import auxiliary_loss, set_training
 
 
 def __getattr__(name: str) -> Any:

@@ -17,16 +17,22 @@ def moe_layers(model: nn.Module) -> dict[str, MoELayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, MoELayer)}
 
 
+def matching_layers(model: nn.Module, layers: str) -> dict[str, MoELayer]:
+    """The MoE layers whose path matches the glob. Raises UsageError for a model without any, and a glob that matches none."""
+    found = _found(model)
+    chosen = {name: layer for name, layer in found.items() if fnmatchcase(name, layers)}
+    if not chosen:
+        raise UsageError(f"no MoE layer matches {layers!r}: {did_you_mean(layers, found)}")
+    return chosen
+
+
 def set_top_k(model: nn.Module, k: int | None, layers: str = "*") -> None:
     """Lets at most k experts run on a token, None: any number, in the layers whose path matches the glob `layers`.
 
     All layers change, or none. Raises UsageError for a model without MoE layers, a glob that matches none, a layer without
     router, and k outside 1 .. experts.
     """
-    found = _found(model)
-    chosen = {name: layer for name, layer in found.items() if fnmatchcase(name, layers)}
-    if not chosen:
-        raise UsageError(f"no MoE layer matches {layers!r}: {did_you_mean(layers, found)}")
+    chosen = matching_layers(model, layers)
     for name, layer in chosen.items():
         if k is not None:
             _check_router(name, layer, "top_k")

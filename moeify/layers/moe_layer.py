@@ -18,6 +18,7 @@ from moeify.layers.operator import as_node
 from moeify.layers.routers import AverageKeyRouter, build_router
 from moeify.layers.routing import ChoiceRule, Routing, route
 from moeify.layers.stochastic_router import StochasticRouter
+from moeify.layers.training_state import TrainingState
 
 
 class MoELayer(nn.Module):
@@ -60,6 +61,7 @@ class MoELayer(nn.Module):
         self.router = build_router(config, dtype, place)
         # Not a buffer: it is part of the config, and must hold its values even where the weights are on the meta device.
         self._offsets = torch.tensor(config.offsets, dtype=torch.int64, device="cpu")
+        self.training_state: TrainingState | None = None  # set by moeify.set_training
 
     @classmethod
     def from_spec(cls, site: FeedForward, spec: MoESpec) -> Self:
@@ -96,18 +98,19 @@ class MoELayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = _cast_by_autocast(x)
         weights = self._weights.merged() if self._mode == "merged" else self._weights
+        rule, bias, state = self._rule, self.selection_bias, self._state
+        shape = (*x.shape[:-1], self.config.output)
         if torch.compiler.is_compiling() and not weights.hidden_dropout and (torch.compiler.is_exporting() or not self._dense):
             offsets = torch.tensor(weights.offsets) if self._mode == "merged" else self._offsets
-            y = as_node(x, self._scores(x), weights, offsets, self._rule, self.selection_bias)
+            scores = self._scores(x)
+            y = as_node(x, scores, weights, offsets, rule, bias)
+        elif self._dense:
+            return self._dropped(run_all(x.reshape(-1, self.config.hidden), weights, None).view(shape))
         else:
+            scores = self._scores(x)
             rows = x.reshape(-1, self.config.hidden)
-            if self._dense:
-                y = run_all(rows, weights, None)
-            else:
-                scores = self._scores(x)
-                y = run_layer(rows, scores.reshape(-1, scores.shape[-1]), weights, self._rule, self.selection_bias)
-            y = y.view(*x.shape[:-1], self.config.output)
-        return F.dropout(y, self.config.output_dropout) if self.training and self.config.output_dropout else y
+            y = run_layer(rows, scores.reshape(-1, scores.shape[-1]), weights, rule, bias).view(shape)
+        return self._dropped(y if state is None else state.noted(x, y, scores, rule, bias))
 
     def route(self, x: Tensor) -> Routing:
         """Which experts run on each token of x [..., hidden], and with which gates; every expert where they are merged."""
@@ -146,10 +149,17 @@ class MoELayer(nn.Module):
 
     @property
     def _dense(self) -> bool:
-        """Are all experts on with gate 1, and no router waits for a gradient?"""
+        """Are all experts on with gate 1, and no router waits for a gradient or is watched?"""
         rule = self._rule
         always = rule.unit_gates and rule.chooses_all(self.config.experts)
-        return always and (self.router is None or not torch.is_grad_enabled())
+        return always and (self.router is None or not (torch.is_grad_enabled() or self._state))
+
+    @property
+    def _state(self) -> TrainingState | None:
+        return self.training_state if self.training else None
+
+    def _dropped(self, y: Tensor) -> Tensor:
+        return F.dropout(y, self.config.output_dropout) if self.training and self.config.output_dropout else y
 
     def _scores(self, x: Tensor) -> Tensor:
         if self.router is None or self._mode in ("merged", "ensemble"):

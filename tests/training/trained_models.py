@@ -1,0 +1,50 @@
+"""Small models with MoE layers, to be trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layers.dense_sites import dense_site, split_spec
+from moeify.layers.moe_layer import MoELayer
+
+HIDDEN, EXPERTS = 6, 4
+
+
+def moe_layer(seed: int = 0, **changes: Any) -> MoELayer:
+    """4 experts, top-2, gate one, a linear router; in training mode. changes: of the spec."""
+    site = dense_site(seed)
+    spec = split_spec(site, experts=EXPERTS, top_k=2, seed=seed + 1)
+    return MoELayer.from_spec(site, replace(spec, **changes))
+
+
+class Stack(nn.Module):
+    """Two residual MoE layers and a head: x [..., hidden] -> [..., 3]. The mask is for whoever looks at the call."""
+
+    def __init__(self, **changes: Any) -> None:
+        super().__init__()
+        self.first = moe_layer(0, **changes)
+        self.second = moe_layer(5, **changes)
+        self.head = nn.Linear(HIDDEN, 3)
+        with torch.no_grad():
+            self.head.weight.copy_(values(3, HIDDEN, seed=8))
+            self.head.bias.zero_()
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        x = x + self.first(x)
+        y: Tensor = self.head(x + self.second(x))
+        return y
+
+
+def values(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """The gradients of all parameters by name, 0 for none; the model's are let go."""
+    found = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    return found
