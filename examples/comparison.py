@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from transformers.utils import logging
+
 from checkpointed_runs import Budget, Results, Run, Runs, TimeIsUp
 from paired import Difference, paired_difference
 
@@ -104,13 +106,15 @@ def report(experiment: Experiment, runs: Runs) -> str:
     return "\n".join(lines)
 
 
-def arguments(doc: str | None, name: str) -> argparse.ArgumentParser:
-    """The options that all comparisons have."""
+def arguments(doc: str | None, name: str) -> argparse.Namespace:
+    """The options that all comparisons have, off the command line; transformers is told to be quiet."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, default=Path(f"{name}.jsonl"), help="where finished runs are kept")
     parser.add_argument("--minutes", type=float, help="stop after so many; run again to go on")
     parser.add_argument("--quick", action="store_true", help="a tiny setting that shows the way and proves nothing")
-    return parser
+    return parser.parse_args()
 
 
 def compare(

@@ -17,7 +17,6 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
-from transformers.utils import logging
 
 import moeify
 import real_models
@@ -149,9 +148,7 @@ def work(setting: Setting, data: Data, run: Run, budget: Budget) -> Results:
 
 
 def main() -> None:
-    options = arguments(__doc__, "emoe_finetuning").parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    options = arguments(__doc__, "emoe_finetuning")
     setting = QUICK if options.quick else Setting()
     experiment = Experiment(
         name="emoe_finetuning",
