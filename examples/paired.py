@@ -34,9 +34,10 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], level: flo
     The interval says how the mean over seeds would scatter; it knows nothing of other data or models. Raises ValueError for
     lengths that differ and fewer than two pairs.
     """
+    n = len(ours)
+    if n < 2 or n != len(theirs):
+        raise ValueError(f"{n} and {len(theirs)} results: a paired difference takes two or more pairs")
     differences = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
-    if len(ours) != len(theirs) or len(differences) < 2:
-        raise ValueError(f"{len(ours)} and {len(theirs)} results: a paired difference takes two or more pairs")
-    n, mean = len(differences), float(differences.mean())
+    mean = float(differences.mean())
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * float(differences.std(ddof=1)) / n**0.5
     return Difference(mean, mean - half, mean + half, n)
