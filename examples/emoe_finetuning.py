@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 from scipy import stats
-from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import moeify
 import real_models
 from checkpointed_runs import Budget, Results, Run
 from comparison import Experiment, arguments, compare
 from real_data import Rated, rated_sentences
+from training_loop import Batch, train
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Setting:
     layers: str = "last-half"
 
 
-QUICK = Setting(sentences=96, epochs=1, validation=64, test=64)
+QUICK = Setting(sentences=64, epochs=1, validation=32, test=32)
 #: Pearson's r with the readers' ratings.
 MEASURES = ("r on films", "r on products")
 
@@ -61,12 +62,12 @@ class Data:
         self.tokenizer = AutoTokenizer.from_pretrained(real_models.minilm())
         self.tokens = setting.tokens
 
-    def batch(self, sentences: Sequence[Rated]) -> dict[str, Tensor]:
+    def batch(self, sentences: Sequence[Rated]) -> Batch:
         texts = [sentence.text for sentence in sentences]
         inputs = dict(self.tokenizer(texts, padding=True, truncation=True, max_length=self.tokens, return_tensors="pt"))
         return inputs | {"labels": torch.tensor([sentence.rating for sentence in sentences])}
 
-    def training_batches(self, setting: Setting, seed: int) -> Iterator[dict[str, Tensor]]:
+    def training_batches(self, setting: Setting, seed: int) -> Iterator[Batch]:
         """Each seed draws its own sentences. Sentences of like length share a batch: half of the padding is saved."""
         generator = torch.Generator().manual_seed(seed)
         chosen = shuffled(self.train, generator)[: setting.sentences]
@@ -90,24 +91,6 @@ def pretrained(seed: int) -> nn.Module:
         model: nn.Module = AutoModelForSequenceClassification.from_pretrained(real_models.minilm(), num_labels=1)
     model.get_submodule("bert.embeddings").requires_grad_(False)
     return model
-
-
-def train(model: nn.Module, data: Data, setting: Setting, run: Run, budget: Budget) -> None:
-    """An ordinary loop: nothing in it knows of experts."""
-    steps = setting.epochs * (setting.sentences // setting.batch)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=run.rate, weight_decay=0.01)
-    schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-    model.train()
-    with torch.random.fork_rng():
-        torch.manual_seed(run.seed)  # dropout
-        for batch in data.training_batches(setting, run.seed):
-            budget.check()
-            model(**batch).loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-    model.eval()
 
 
 @torch.no_grad()
@@ -138,7 +121,8 @@ def work(setting: Setting, data: Data, run: Run, budget: Budget) -> Results:
     if run.arm == "emoe":
         experts, top_k = setting.experts, setting.top_k
         model = moeify.convert(model, recipe="emoe", experts=experts, top_k=top_k, layers=setting.layers, seed=run.seed).model
-    train(model, data, setting, run, budget)
+    steps = setting.epochs * (setting.sentences // setting.batch)
+    train(model, data.training_batches(setting, run.seed), steps, run.rate, run.seed, budget)
     models = {run.arm: model} | ({"emoe, concatenated": concatenated(model)} if run.arm == "emoe" else {})
     texts = (data.validation, data.products[:0]) if run.purpose == "tune" else (data.test, data.products)
     return {
