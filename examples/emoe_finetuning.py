@@ -131,19 +131,23 @@ def work(setting: Setting, data: Data, run: Run, budget: Budget) -> Results:
     }
 
 
-def main() -> None:
-    options = arguments(__doc__, "emoe_finetuning")
-    setting = QUICK if options.quick else Setting()
-    experiment = Experiment(
+def experiment(quick: bool = False) -> tuple[Experiment, Setting]:
+    compared = Experiment(
         name="emoe_finetuning",
         arms=("dense", "emoe"),
-        rates=(1e-4,) if options.quick else (5e-5, 1.5e-4, 4.5e-4),
-        seeds=tuple(range(2 if options.quick else 5)),
+        rates=(1e-4,) if quick else (5e-5, 1.5e-4, 4.5e-4),
+        seeds=tuple(range(2 if quick else 5)),
         measures=MEASURES,
         pairs=(("emoe", "dense"), ("emoe, concatenated", "dense")),
     )
+    return compared, QUICK if quick else Setting()
+
+
+def main() -> None:
+    options = arguments(__doc__, "emoe_finetuning")
+    compared, setting = experiment(options.quick)
     data = Data(setting)
-    compare(experiment, asdict(setting), lambda run, budget: work(setting, data, run, budget), options)
+    compare(compared, asdict(setting), lambda run, budget: work(setting, data, run, budget), options)
 
 
 if __name__ == "__main__":

@@ -92,20 +92,24 @@ def work(setting: Setting, data: Verses, run: Run, budget: Budget) -> Results:
     return results
 
 
-def main() -> None:
-    options = arguments(__doc__, "thor_translation")
-    setting = QUICK if options.quick else Setting()
+def experiment(quick: bool = False) -> tuple[Experiment, Setting]:
     others = ("dense", "top-1 router", LONGER)
-    experiment = Experiment(
+    compared = Experiment(
         name="thor_translation",
         arms=("thor", *others),
-        rates=(1e-3,) if options.quick else (5e-4, 1.5e-3),
-        seeds=tuple(range(2 if options.quick else 5)),
+        rates=(1e-3,) if quick else (5e-4, 1.5e-3),
+        seeds=tuple(range(2 if quick else 5)),
         measures=("chrF", "BLEU"),
         pairs=tuple((model, other) for model in THOR for other in others),
     )
+    return compared, QUICK if quick else Setting()
+
+
+def main() -> None:
+    options = arguments(__doc__, "thor_translation")
+    compared, setting = experiment(options.quick)
     data = Verses(setting.pretraining)
-    compare(experiment, asdict(setting), lambda run, budget: work(setting, data, run, budget), options)
+    compare(compared, asdict(setting), lambda run, budget: work(setting, data, run, budget), options)
 
 
 if __name__ == "__main__":

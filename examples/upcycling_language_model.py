@@ -65,20 +65,24 @@ def work(setting: Setting, text: Text, run: Run, budget: Budget) -> Results:
     return {run.arm: {"perplexity": value, "steps": steps, "teraoperations": operations / 1e12}}
 
 
-def main() -> None:
-    options = arguments(__doc__, "upcycling_language_model")
-    setting = QUICK if options.quick else Setting()
-    experiment = Experiment(
+def experiment(quick: bool = False) -> tuple[Experiment, Setting]:
+    compared = Experiment(
         name="upcycling_language_model",
         arms=("upcycled", "dense", LONGER),
-        rates=(1e-3,) if options.quick else (5e-4, 1.5e-3, 4.5e-3),
-        seeds=tuple(range(2 if options.quick else 5)),
+        rates=(1e-3,) if quick else (5e-4, 1.5e-3, 4.5e-3),
+        seeds=tuple(range(2 if quick else 5)),
         measures=("perplexity",),
         pairs=(("upcycled", "dense"), ("upcycled", LONGER)),
         lower_is_better=True,
     )
+    return compared, QUICK if quick else Setting()
+
+
+def main() -> None:
+    options = arguments(__doc__, "upcycling_language_model")
+    compared, setting = experiment(options.quick)
     text = Text(setting.pretraining)
-    compare(experiment, asdict(setting), lambda run, budget: work(setting, text, run, budget), options)
+    compare(compared, asdict(setting), lambda run, budget: work(setting, text, run, budget), options)
 
 
 if __name__ == "__main__":
