@@ -1,4 +1,4 @@
-"""Golden texts: `pytest --update-golden` writes them anew."""
+"""Golden texts: `pytest --update-golden` writes them anew. Tests of one architecture share a process, which traces it once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from zoo import ZOO
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew instead of comparing with it")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("xdist_group") or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+            continue
+        for value in item.callspec.params.values():
+            if isinstance(value, str) and value in ZOO:
+                item.add_marker(pytest.mark.xdist_group(f"zoo-{value}"))
+                break
 
 
 @pytest.fixture

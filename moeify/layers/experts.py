@@ -12,6 +12,7 @@ from torch import split_with_sizes as split
 from torch.nn import functional as F
 
 from moeify.ir.activations import activation
+from moeify.layers.hidden_sparsity import HiddenSparsity
 from moeify.layers.routing import ChoiceRule, Routing, route
 
 
@@ -45,7 +46,8 @@ class LayerWeights:
     """The tensors of a layer but those of the choice, in any float dtype: they are cast to x's dtype where they are used.
 
     rows: all neurons, shared expert first. offsets: experts + 1 ints. output_bias [output]; idle [experts, output];
-    low_rank_in [rank, hidden]; low_rank_out [rank, output]. hidden_dropout: probability for h, 0 outside training.
+    low_rank_in [rank, hidden]; low_rank_out [rank, output]. hidden_dropout: probability for h, 0 outside training. watch: sees
+    the hidden activations of every expert that runs.
     """
 
     rows: Rows
@@ -56,6 +58,7 @@ class LayerWeights:
     low_rank_in: Tensor | None = None
     low_rank_out: Tensor | None = None
     hidden_dropout: float = 0.0
+    watch: HiddenSparsity | None = None
 
     @property
     def sizes(self) -> list[int]:
@@ -110,7 +113,7 @@ def run_chosen(x: Tensor, weights: LayerWeights, routing: Routing, gates: Tensor
         if not counts[e]:
             continue
         everywhere = counts[e] == len(x)
-        h = _hidden(x if everywhere else x.index_select(0, tokens), rows, weights)
+        h = _hidden(x, rows, weights) if everywhere else _hidden(x.index_select(0, tokens), rows, weights, tokens)
         h = h if of_pair is None else h * of_pair[e]
         down = rows.down.to(x.dtype)
         y = torch.addmm(y, h, down) if everywhere else y.index_add_(0, tokens, h @ down)
@@ -134,12 +137,15 @@ def _compensated(x: Tensor, y: Tensor, weights: LayerWeights) -> Tensor:
     return y + _linear(_linear(x, weights.low_rank_in), weights.low_rank_out.T)
 
 
-def _hidden(x: Tensor, rows: Rows, weights: LayerWeights) -> Tensor:
-    """h [tokens, neurons] of x [tokens, hidden]."""
+def _hidden(x: Tensor, rows: Rows, weights: LayerWeights, tokens: Tensor | None = None) -> Tensor:
+    """h [tokens, neurons] of x [tokens, hidden]; tokens: which ones these are, None: all."""
     act = activation(weights.activation)
-    h = _linear(x, rows.up, rows.up_bias)
-    h = act(h) if rows.gate is None else act(_linear(x, rows.gate, rows.gate_bias)) * h
+    up = _linear(x, rows.up, rows.up_bias)
+    z = up if rows.gate is None else _linear(x, rows.gate, rows.gate_bias)
+    h = act(z) if rows.gate is None else act(z) * up
     h = h.to(x.dtype)  # some activations give float32 under autocast
+    if weights.watch is not None:
+        weights.watch.see(z, h, tokens)
     return F.dropout(h, weights.hidden_dropout) if weights.hidden_dropout else h
 
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from moeify.errors import ConversionError
 from moeify.ir.feed_forward import FeedForward
@@ -18,7 +19,7 @@ from moeify.layers.operator import as_node
 from moeify.layers.routers import AverageKeyRouter, build_router
 from moeify.layers.routing import ChoiceRule, Routing, route
 from moeify.layers.stochastic_router import StochasticRouter
-from moeify.layers.training_state import TrainingState
+from moeify.layers.training_state import Steering, TrainingState
 
 
 class MoELayer(nn.Module):
@@ -97,20 +98,27 @@ class MoELayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = _cast_by_autocast(x)
-        weights = self._weights.merged() if self._mode == "merged" else self._weights
-        rule, bias, state = self._rule, self.selection_bias, self._state
-        shape = (*x.shape[:-1], self.config.output)
-        if torch.compiler.is_compiling() and not weights.hidden_dropout and (torch.compiler.is_exporting() or not self._dense):
-            offsets = torch.tensor(weights.offsets) if self._mode == "merged" else self._offsets
-            scores = self._scores(x)
-            y = as_node(x, scores, weights, offsets, rule, bias)
-        elif self._dense:
-            return self._dropped(run_all(x.reshape(-1, self.config.hidden), weights, None).view(shape))
+        if (state := self.training_state if self.training else None) is None:
+            y = self._run(x, self._weights.merged() if self._mode == "merged" else self._weights)
         else:
-            scores = self._scores(x)
-            rows = x.reshape(-1, self.config.hidden)
-            y = run_layer(rows, scores.reshape(-1, scores.shape[-1]), weights, rule, bias).view(shape)
-        return self._dropped(y if state is None else state.noted(x, y, scores, rule, bias))
+            weights = state.watching(self._weights, x)
+            steering = state.steer(x, self._scores(state.router_input(x)), self._rule, self.selection_bias)
+            y = state.noted(x, self._run(x, weights, steering), steering, weights)
+        return F.dropout(y, self.config.output_dropout) if self.training and self.config.output_dropout else y
+
+    def _run(self, x: Tensor, weights: LayerWeights, steering: Steering | None = None) -> Tensor:
+        """y [..., output] of x [..., hidden]; steering: None: the router's scores and the rule of the config."""
+        dense = steering is None and self._dense
+        opaque = torch.compiler.is_compiling() and not weights.hidden_dropout and weights.watch is None
+        if dense and not (opaque and torch.compiler.is_exporting()):
+            y = run_all(x.reshape(-1, self.config.hidden), weights, None)
+        else:
+            s = steering or Steering(self._scores(x), self._rule, self.selection_bias)
+            if opaque:
+                offsets = torch.tensor(weights.offsets) if self._mode == "merged" else self._offsets
+                return as_node(x, s.scores, weights, offsets, s.rule, s.bias)
+            y = run_layer(x.reshape(-1, self.config.hidden), s.scores.reshape(-1, s.scores.shape[-1]), weights, s.rule, s.bias)
+        return y.view(*x.shape[:-1], self.config.output)
 
     def route(self, x: Tensor) -> Routing:
         """Which experts run on each token of x [..., hidden], and with which gates; every expert where they are merged."""
@@ -149,22 +157,16 @@ class MoELayer(nn.Module):
 
     @property
     def _dense(self) -> bool:
-        """Are all experts on with gate 1, and no router waits for a gradient or is watched?"""
+        """Are all experts on with gate 1, and no router waits for a gradient?"""
         rule = self._rule
         always = rule.unit_gates and rule.chooses_all(self.config.experts)
-        return always and (self.router is None or not (torch.is_grad_enabled() or self._state))
-
-    @property
-    def _state(self) -> TrainingState | None:
-        return self.training_state if self.training else None
-
-    def _dropped(self, y: Tensor) -> Tensor:
-        return F.dropout(y, self.config.output_dropout) if self.training and self.config.output_dropout else y
+        return always and (self.router is None or not torch.is_grad_enabled())
 
     def _scores(self, x: Tensor) -> Tensor:
         if self.router is None or self._mode in ("merged", "ensemble"):
             return x.new_zeros(*x.shape[:-1], 1 if self._mode == "merged" else self.config.experts)
-        if isinstance(self.router, AverageKeyRouter) and self.training:
+        # Keys that an adapter adds to as they are used are not those that the router was told of.
+        if isinstance(self.router, AverageKeyRouter) and (self.training or parametrize.is_parametrized(self)):
             return self._follow_keys(self.router, x)
         scores: Tensor = self.router(x)
         return scores

@@ -8,14 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moeify.ir.moe_config import GateRule
-
 
 def precise(scores: Tensor) -> Tensor:
     return scores if scores.dtype == torch.float64 else scores.float()
 
 
-def probabilities(scores: Tensor, gate_rule: GateRule) -> Tensor:
+def probabilities(scores: Tensor, gate_rule: str) -> Tensor:
     """How the router spreads each token over the experts: [tokens, experts] that sum to 1 a token.
 
     softmax(s) for the rules `softmax` and `one`; for `sigmoid` its values divided by their sum (DeepSeek-V3, equation 19).
@@ -41,6 +39,37 @@ def load_balance(probability: Tensor, chosen: Tensor, weight: Tensor | None = No
 def z_loss(scores: Tensor, weight: Tensor | None = None) -> Tensor:
     """The mean over tokens of (log sum_e exp s_e)^2 of scores [tokens, experts] (ST-MoE, Zoph et al. 2022, equation 5)."""
     return mean(precise(scores).logsumexp(-1).square(), weight)
+
+
+def importance(gates: Tensor, weight: Tensor | None = None) -> Tensor:
+    """cv^2 of the experts' sums of gates [tokens, experts] (Shazeer et al. 2017, equations 6 and 7)."""
+    return cv_squared(_summed(gates, weight))
+
+
+def load(scores: Tensor, noisy: Tensor, top_k: int | None, deviation: float, weight: Tensor | None = None) -> Tensor:
+    """cv^2 of the smooth load: the sum over tokens of the probability that an expert is chosen if its noise is drawn anew.
+
+    scores, noisy [tokens, experts]: before and after normal noise of that deviation. (Shazeer et al. 2017, equations 8 to 10.)
+    0 where all experts are chosen anyway.
+    """
+    scores, noisy, experts = precise(scores), precise(noisy), scores.shape[-1]
+    if top_k is None or top_k >= experts:
+        return scores.new_zeros(())
+    best = noisy.topk(top_k + 1, -1).values
+    least, next_best = best[..., top_k - 1 : top_k], best[..., top_k:]
+    others = torch.where(noisy >= least, next_best, least)  # the k-th largest of the others
+    return cv_squared(_summed(torch.special.ndtr((scores - others) / deviation), weight))
+
+
+def cv_squared(values: Tensor) -> Tensor:
+    """The squared coefficient of variation of values [experts]: population variance / squared mean; 0 for no tokens."""
+    return values.var(correction=0) / (values.mean().square() + 1e-10)
+
+
+def entropy(probability: Tensor) -> Tensor:
+    """[tokens], in nats: 0 for a router that is sure, log(experts) for one that is not at all."""
+    each: Tensor = torch.special.entr(probability)
+    return each.sum(-1)
 
 
 def mean(values: Tensor, weight: Tensor | None) -> Tensor:

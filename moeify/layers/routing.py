@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +14,14 @@ from moeify.ir.moe_config import GateRule
 
 @dataclass(frozen=True)
 class ChoiceRule:
-    """How experts are chosen and weighted; the names are those of MoEConfig."""
+    """How experts are chosen and weighted; the names are those of MoEConfig.
+
+    gate_rule "given": scores are the gates themselves, made elsewhere (moeify.layers.training_state).
+    """
 
     top_k: int | None
     threshold: float | None
-    gate_rule: GateRule
+    gate_rule: GateRule | Literal["given"]
     normalize: bool
     detach_sum: bool = False
 
@@ -48,17 +52,26 @@ def route(scores: Tensor, rule: ChoiceRule, selection_bias: Tensor | None) -> Ro
 
     Where a gradient is asked for, the gates of the rule `one` are straight-through: exactly 1, with the gradient of softmax.
     """
-    precise = scores if scores.dtype == torch.float64 else scores.float()
-    values = _VALUES[rule.gate_rule](precise)
+    values = values_of(scores, rule)
     steered = values.detach() if selection_bias is None else values.detach() + selection_bias.to(values.dtype)
     chosen = choose(steered, rule.top_k, rule.threshold)
+    return Routing(scores, chosen, gates_of(values, chosen, rule))
+
+
+def values_of(scores: Tensor, rule: ChoiceRule) -> Tensor:
+    """v [tokens, experts] of scores [tokens, experts], in float32 at least."""
+    return _VALUES[rule.gate_rule](scores if scores.dtype == torch.float64 else scores.float())
+
+
+def gates_of(values: Tensor, chosen: Tensor, rule: ChoiceRule) -> Tensor:
+    """g [tokens, experts] of values and chosen [tokens, experts]: 0 where not chosen."""
     gates = _straight_through(values) if rule.gate_rule == "one" else values
     gates = gates.masked_fill(~chosen, 0.0)
     if rule.normalize:
         total = gates.sum(-1, keepdim=True)
         total = total.detach() if rule.detach_sum else total
         gates = gates / total.masked_fill(total == 0, 1.0)
-    return Routing(scores, chosen, gates)
+    return gates
 
 
 def choose(values: Tensor, top_k: int | None, threshold: float | None) -> Tensor:
@@ -96,4 +109,9 @@ def _sigmoid(scores: Tensor) -> Tensor:
     return scores.sigmoid()
 
 
-_VALUES: dict[GateRule, Callable[[Tensor], Tensor]] = {"one": _unchanged, "softmax": _softmax, "sigmoid": _sigmoid}
+_VALUES: dict[str, Callable[[Tensor], Tensor]] = {
+    "one": _unchanged,
+    "given": _unchanged,
+    "softmax": _softmax,
+    "sigmoid": _sigmoid,
+}

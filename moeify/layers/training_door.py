@@ -1,35 +1,33 @@
-"""The door of a model in training: what it was called with, and what its MoE layers noted in that call."""
+"""The door of a model in training: what it was called with, and when its layers' notes begin and end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from moeify.errors import UsageError
 
-@dataclass(frozen=True, eq=False)
-class Record:
-    """What one run of a layer noted. losses: by name, with their weights on. tracked: has their gradient been seen to?"""
-
-    losses: dict[str, Tensor]
-    tracked: bool
+if TYPE_CHECKING:
+    from moeify.layers.training_state import TrainingState
 
 
 class TrainingDoor:
-    """Hooks at a model's forward: forgets the last call when the next one begins, and notes nothing between calls.
+    """Hooks at a model's forward, for the TrainingStates of its layers.
 
-    So a block that a checkpoint runs again in backward is noted once. The masks of a call are kept until the next one, for such
-    a run needs them. A plain object with methods as hooks, so that a model is copied and pickled together with it; the
-    copy begins without records.
+    When a call begins, the notes of the last one are let go; when it ends, the notes are closed, so that a block that a
+    checkpoint runs again in backward is not noted twice. The masks of a call are kept until the next one, for such a run
+    needs them. given: masks that the user gave. A plain object with methods as hooks, so that a model is copied and
+    pickled together with it.
     """
 
     def __init__(self) -> None:
         self.open = False
-        self.records: list[Record] = []
-        self.masks: tuple[Tensor, ...] = ()
+        self.states: list[TrainingState] = []
+        self.given: tuple[Tensor, ...] = ()
+        self._masks: dict[bool, tuple[Tensor, ...]] = {}
 
     @classmethod
     def of(cls, model: nn.Module) -> TrainingDoor:
@@ -42,42 +40,44 @@ class TrainingDoor:
         model.register_forward_hook(found._leave, always_call=True)
         return found
 
-    def note(self, losses: dict[str, Tensor], tracked: bool) -> None:
-        """Keeps the losses of one run of a layer, if the model is in a call."""
-        if self.open:
-            self.records.append(Record(losses, tracked))
-
-    def weight(self, x: Tensor) -> Tensor | None:
+    def weight(self, x: Tensor, decodes: bool) -> Tensor | None:
         """float32 [tokens]: 1 for tokens of x [..., hidden] that count, 0 for padding; None: all count.
 
-        A mask is used where it has x's shape, or as many tokens as x has rows.
+        A mask is used where it has x's shape, or as many tokens as x has rows. decodes: x is the second stream of an
+        encoder-decoder. Raises UsageError where the user gave masks and none fits.
         """
-        for mask in self.masks:
-            if x.shape[:-1] == mask.shape or (x.ndim == 2 and len(x) == mask.numel()):
-                return mask.reshape(-1).to(x.device, torch.float32)
+        for mask in self.given or self._masks.get(decodes, ()):
+            if x.shape[:-1] == mask.shape or (x.ndim == 2 and x.shape[0] == mask.numel()):
+                return (mask != 0).reshape(-1).to(x.device, torch.float32)
+        if self.given:
+            shapes = ", ".join(str(list(mask.shape)) for mask in self.given)
+            raise UsageError(f"no token mask fits an MoE layer on x {list(x.shape)}: the masks given are {shapes}")
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"open": False, "records": [], "masks": ()}
+        return self.__dict__ | {"open": False, "given": (), "_masks": {}}
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if _in_backward():  # the whole model stands in a checkpoint
             return
-        self.records = []
-        self.masks = tuple(_masks(kwargs)) if model.training else ()
         self.open = model.training
+        self._masks = _masks(kwargs) if model.training else {}
+        for state in self.states:
+            state.begin()
 
     def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
-        self.open = False
+        if self.open:
+            self.open = False
+            for state in self.states:
+                state.end()
 
 
 def _in_backward() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def _masks(kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    """attention_mask and decoder_attention_mask as [sequences, tokens], nonzero for tokens that count."""
-    for name in ("attention_mask", "decoder_attention_mask"):
-        value = kwargs.get(name)
-        if isinstance(value, Tensor) and value.ndim == 2:
-            yield value != 0
+def _masks(kwargs: Mapping[str, Any]) -> dict[bool, tuple[Tensor, ...]]:
+    """By stream (decodes or not): attention_mask and decoder_attention_mask, [sequences, tokens], nonzero for real tokens."""
+    names = {False: "attention_mask", True: "decoder_attention_mask"}
+    values = {stream: kwargs.get(name) for stream, name in names.items()}
+    return {stream: (mask,) for stream, mask in values.items() if isinstance(mask, Tensor) and mask.ndim == 2}

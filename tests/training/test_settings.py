@@ -177,7 +177,7 @@ def test_each_forward_begins_anew_and_nothing_is_kept() -> None:
     assert torch.equal(auxiliary_loss(model), first)
     y = model(x)
     node = weakref.ref(y)
-    records = weakref.ref(TrainingDoor.of(model).records[0])
+    records = weakref.ref(model.first.training_state.last)  # type: ignore[union-attr]
     del y
     model.eval()(x)
     gc.collect()
@@ -212,7 +212,30 @@ def test_some_layers_only() -> None:
         ({"load_balance": -1}, "load_balance is -1: choose a weight from 0, such as 0.01"),
         ({"z_loss": float("nan")}, "z_loss is nan: choose a weight from 0"),
         ({"z_loss": "much"}, "z_loss is 'much': choose a weight"),
+        ({"jitter": 1.0}, "jitter is 1.0: choose a number from 0 to less than 1"),
+        ({"gating_dropout": 1}, "gating_dropout is 1: choose a number from 0 to less than 1"),
+        ({"router_noise": -0.1}, "router_noise is -0.1: choose a standard deviation"),
+        ({"bias_rate": None}, "bias_rate is None: choose a step"),
+        ({"capacity_factor": 0}, "capacity_factor is 0: choose a number above 0, such as 1.25, or None"),
+        ({"sparsity": 1, "sparsity_floor": float("inf")}, "sparsity_floor is inf: choose a finite number"),
+        ({"drop": "last"}, "drop is 'last': choose one of gate, position"),
+        (
+            {"router_gradient": "reinforce"},
+            "router_gradient is 'reinforce': choose one of None, straight",
+        ),
         ({"attach": True}, "attach is set but no loss is"),
+        ({"load": 0.1}, "load is a smooth estimate only where there is noise: set router_noise"),
+        ({"load": 0.1, "router_noise": 0.1, "bias_rate": 0.1}, "load estimates a choice without selection bias"),
+        ({"sparsity_floor": -10.0}, "sparsity_floor belongs to sparsity"),
+        ({"router_gradient": "sparse-mixer"}, "sparse-mixer draws among the experts that jitter could reach: set jitter"),
+        (
+            {"router_gradient": "sparse-mixer", "jitter": 0.1, "gating_dropout": 0.1},
+            "sparse-mixer draws its expert: leave router_noise, bias_rate and gating_dropout out",
+        ),
+        (
+            {"router_gradient": "sparse-mixer", "jitter": 0.1},
+            "first: sparse-mixer draws one expert by its softmax gate; here gate_rule is one, top_k 2 and threshold None",
+        ),
         ({"attach": -2, "z_loss": 1}, "attach is -2: choose True, False, or a factor"),
         ({"layers": "third"}, "no MoE layer matches 'third'"),
     ],
@@ -225,6 +248,31 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
         set_training(model, **options)
     assert str(error.value).startswith(message)
     assert [layer.training_state for layer in moe_layers(model).values()] == before
+
+
+def test_options_that_the_layer_does_not_bear() -> None:
+    softmax = Stack(gate_rule="softmax", top_k=1, normalize=True)
+    mixer: dict[str, Any] = {"router_gradient": "sparse-mixer", "jitter": 0.1}
+    with pytest.raises(UsageError, match="first: sparse-mixer learns nothing from gates that are always 1"):
+        set_training(softmax, **mixer)
+    with pytest.raises(UsageError, match="first: straight-through is for gates of 1; the gate rule softmax has"):
+        set_training(softmax, router_gradient="straight-through")
+    with pytest.raises(UsageError, match="first: load estimates a choice of the best, and top_k is None"):
+        set_training(Stack(top_k=None), load=0.1, router_noise=0.1)
+    model = Stack(gate_rule="softmax", top_k=1)
+    set_training(model, **mixer)
+    moeify.set_top_k(model, 2)
+    with pytest.raises(UsageError, match="sparse-mixer draws one expert, and top_k is 2 now"):
+        model(values(9, HIDDEN))
+
+
+def test_a_compiled_model_is_the_model_within() -> None:
+    model = Stack()
+    compiled: Any = torch.compile(model)
+    set_training(compiled, layers="first", z_loss=1.0)
+    assert model.first.training_state is not None
+    model(values(9, HIDDEN))
+    assert torch.equal(auxiliary_loss(compiled), auxiliary_loss(model))
 
 
 def test_routers_that_learn_nothing_have_no_losses() -> None:
