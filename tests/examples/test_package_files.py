@@ -1,4 +1,4 @@
-"""Files out of packages: checked before they are used, cached whole or not at all. The package's client is played by a script."""
+"""Files out of packages: checked before they are used, cached whole or not at all. A script plays the package's client."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_another_digest_is_refused(package: Package, tmp_path: Path) -> None:
 
 def test_a_client_that_is_not_there_is_named(package: Package, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    with pytest.raises(InputError, match="numbers==1.0 is fetched by npm, which is not installed"):
+    with pytest.raises(InputError, match=r"numbers==1\.0 is fetched by npm, which is not installed"):
         unpacked(package)
 
 
 def test_what_the_client_says_is_said(package: Package, tmp_path: Path) -> None:
     (tmp_path / "bin" / "npm").write_text("#!/bin/sh\necho working >&2\necho no such package >&2\nexit 1\n")
-    with pytest.raises(InputError, match="npm cannot fetch numbers==1.0: no such package; check the network"):
+    with pytest.raises(InputError, match=r"npm cannot fetch numbers==1\.0: no such package; check the network"):
         unpacked(package)
 
 
