@@ -23,7 +23,7 @@ import real_models
 from checkpointed_runs import Budget, Results, Run
 from comparison import Experiment, arguments, compare
 from real_data import Rated, rated_sentences
-from training_loop import Batch, train
+from training_loop import Batch, Schedule, train
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def work(setting: Setting, data: Data, run: Run, budget: Budget) -> Results:
         experts, top_k = setting.experts, setting.top_k
         model = moeify.convert(model, recipe="emoe", experts=experts, top_k=top_k, layers=setting.layers, seed=run.seed).model
     steps = setting.epochs * (setting.sentences // setting.batch)
-    train(model, data.training_batches(setting, run.seed), steps, run.rate, run.seed, budget)
+    train(model, data.training_batches(setting, run.seed), Schedule(steps, run.rate), run.seed, budget)
     models = {run.arm: model} | ({"emoe, concatenated": concatenated(model)} if run.arm == "emoe" else {})
     texts = (data.validation, data.products[:0]) if run.purpose == "tune" else (data.test, data.products)
     return {

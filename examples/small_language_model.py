@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import real_models
 from checkpointed_runs import Budget
 from package_files import cached
-from training_loop import Batch, train
+from training_loop import Batch, Schedule, train
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def pretrained(text: Text, budget: Budget) -> Any:
 
     def write(folder: Path) -> None:
         model = new_model(setting)
-        train(model, text.batches(setting.steps, 0), setting.steps, setting.rate, 0, budget)
+        train(model, text.batches(setting.steps, 0), Schedule(setting.steps, setting.rate), 0, budget)
         model.save_pretrained(folder)
 
     digest = hashlib.sha256(json.dumps(asdict(setting)).encode()).hexdigest()[:12]

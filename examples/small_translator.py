@@ -18,7 +18,7 @@ from transformers import MarianConfig, MarianMTModel
 from checkpointed_runs import Budget
 from package_files import cached
 from real_data import Pair, verses
-from training_loop import Batch, train
+from training_loop import Batch, Schedule, train
 
 PAD, END = 0, 1
 
@@ -35,6 +35,8 @@ class Pretraining:
     batch: int = 64
     steps: int = 600
     rate: float = 2e-3
+    warmup: float = 0.25
+    beta: float = 0.98
 
 
 class Verses:
@@ -90,7 +92,8 @@ def pretrained(data: Verses, budget: Budget) -> Any:
 
     def write(folder: Path) -> None:
         model = new_model(setting)
-        train(model, data.batches(setting.steps, 0), setting.steps, setting.rate, 0, budget)
+        schedule = Schedule(setting.steps, setting.rate, setting.warmup, setting.beta)
+        train(model, data.batches(setting.steps, 0), schedule, 0, budget)
         model.save_pretrained(folder)
 
     digest = hashlib.sha256(json.dumps(asdict(setting)).encode()).hexdigest()[:12]

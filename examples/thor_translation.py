@@ -25,7 +25,7 @@ from moeify.ir.moe_config import Inference
 from moeify.pipeline.plan import Plan
 from moeify.training.consistency import two_passes
 from small_translator import Pretraining, Verses, pretrained, quality
-from training_loop import Batch, Loss, balanced_loss, plain_loss, train
+from training_loop import Batch, Loss, Schedule, balanced_loss, plain_loss, train
 
 LONGER = "dense, equal operations"
 
@@ -80,7 +80,7 @@ def work(setting: Setting, data: Verses, run: Run, budget: Budget) -> Results:
     """One arm trained further, and its translations."""
     model, loss, cost = converted(run.arm, pretrained(data, budget), setting, run.seed)
     steps = setting.steps * (2 if run.arm == LONGER else 1)
-    train(model, data.batches(steps, run.seed), steps, run.rate, run.seed, budget, loss)
+    train(model, data.batches(steps, run.seed), Schedule(steps, run.rate), run.seed, budget, loss)
     pairs = data.validation if run.purpose == "tune" else data.test
     spent = {"steps": steps, "cost": cost * steps}
     if run.arm != "thor":

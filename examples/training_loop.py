@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,15 +30,26 @@ def balanced_loss(model: Any, batch: Batch) -> Tensor:
     return plain_loss(model, batch) + moeify.auxiliary_loss(model)
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate rises to `rate` for a share of the steps, then falls to 0 in a line. beta: AdamW's second."""
+
+    steps: int
+    rate: float
+    warmup: float = 0.1
+    beta: float = 0.999
+
+
 def train(
-    model: nn.Module, batches: Iterable[Batch], steps: int, rate: float, seed: int, budget: Budget, loss: Loss = plain_loss
+    model: nn.Module, batches: Iterable[Batch], schedule: Schedule, seed: int, budget: Budget, loss: Loss = plain_loss
 ) -> None:
-    """AdamW over the batches, of which there are `steps`; the rate rises for a tenth of them, then falls to 0 in a line.
+    """AdamW over the batches, of which there are `schedule.steps`.
 
     seed: of dropout, and of experts that are drawn. Raises TimeIsUp.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-    schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
+    betas, warmup = (0.9, schedule.beta), round(schedule.warmup * schedule.steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.rate, betas=betas, weight_decay=0.01)
+    rates = get_linear_schedule_with_warmup(optimizer, warmup, schedule.steps)
     model.train()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -47,5 +59,5 @@ def train(
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            schedule.step()
+            rates.step()
     model.eval()

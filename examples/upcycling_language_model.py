@@ -21,7 +21,7 @@ from checkpointed_runs import Budget, Results, Run
 from comparison import Experiment, arguments, compare
 from moeify.pipeline.plan import Plan
 from small_language_model import Pretraining, Text, perplexity, pretrained
-from training_loop import balanced_loss, plain_loss, train
+from training_loop import Schedule, balanced_loss, plain_loss, train
 
 LONGER = "dense, equal operations"
 
@@ -58,7 +58,7 @@ def work(setting: Setting, text: Text, run: Run, budget: Budget) -> Results:
         model, loss, used = moe, balanced_loss, plan.active_parameters
     elif run.arm == LONGER:
         steps = round(steps * plan.active_parameters / plan.parameters_before)
-    train(model, text.batches(steps, run.seed), steps, run.rate, run.seed, budget, loss)
+    train(model, text.batches(steps, run.seed), Schedule(steps, run.rate), run.seed, budget, loss)
     held_out = text.validation if run.purpose == "tune" else text.test
     operations = 6 * used * steps * text.setting.batch * text.setting.window
     value = perplexity(model, held_out, text.setting.window)
