@@ -38,7 +38,7 @@ class Setting:
     """steps: of every arm but the one that goes on longer. alpha: weight of the consistency."""
 
     pretraining: Pretraining = field(default_factory=Pretraining)
-    steps: int = 160
+    steps: int = 64
     experts: int = 2
     load_balance: float = 0.01
     alpha: float = 5.0

@@ -31,7 +31,7 @@ class Setting:
     """steps: of the dense and of the upcycled arm."""
 
     pretraining: Pretraining = field(default_factory=Pretraining)
-    steps: int = 130
+    steps: int = 64
     experts: int = 8
     top_k: int = 2
     load_balance: float = 0.01
