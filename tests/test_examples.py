@@ -39,3 +39,33 @@ def test_smollm2(tmp_path: Path) -> None:
     printed = run("smollm2.py", str(tmp_path / "out"))
     assert "30 layers converted" in printed
     assert "ONNX Runtime says: The capital of France is" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("minilm")
+def test_emoe_finetuning(tmp_path: Path) -> None:
+    printed = quick("emoe_finetuning", tmp_path)
+    assert "  r on products, emoe, concatenated - dense: " in printed
+
+
+@pytest.mark.slow
+def test_upcycling_language_model(tmp_path: Path) -> None:
+    printed = quick("upcycling_language_model", tmp_path)
+    assert "  perplexity, upcycled - dense, equal operations: " in printed
+    rows = (tmp_path / "rows.jsonl").read_bytes()
+    again = quick("upcycling_language_model", tmp_path)  # says the same, and trains nothing
+    assert again.splitlines() == [line for line in printed.splitlines() if not line.startswith("measure ")]
+    assert (tmp_path / "rows.jsonl").read_bytes() == rows
+
+
+@pytest.mark.slow
+def test_thor_translation(tmp_path: Path) -> None:
+    printed = quick("thor_translation", tmp_path)
+    assert "  chrF, thor, merged - top-1 router: " in printed
+
+
+def quick(name: str, folder: Path) -> str:
+    """What the training example prints with --quick."""
+    printed = run(f"{name}.py", "--quick", "--rows", str(folder / "rows.jsonl"))
+    assert "2 seeds are complete in all arms" in printed
+    return printed
