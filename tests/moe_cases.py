@@ -83,11 +83,16 @@ def random_case(rng: np.random.Generator, variant: Variant | None = None) -> Cas
 
 
 def _threshold(scores: NDArray[Any], bias: NDArray[Any], v: Variant) -> NDArray[np.float32]:
-    """The middle of the widest gap between values, the outer quarters left out; where there are few, near the usual value."""
+    """The middle of the widest gap between values, the outer quarters left out; where there are few, near the usual value.
+
+    Where all are one value, it lies below: a threshold that equals it falls on either side, by the precision.
+    """
     flat = scores.reshape(-1, scores.shape[-1]).astype(np.float64)
     c = np.sort(np.concatenate([np.asarray([-0.5, 0.0, 0.25, 1.0]), *(values(s, v.gate_rule) + bias for s in flat)]))
     middle = c[len(c) // 4 : -(len(c) // 4)]
     gap = int(np.argmax(np.diff(middle)))
+    if middle[gap + 1] - middle[gap] < 1e-4:
+        return np.asarray(middle[gap] - 0.25, dtype=np.float32)
     return np.asarray((middle[gap] + middle[gap + 1]) / 2, dtype=np.float32)
 
 
