@@ -21,25 +21,34 @@ _HOMES = {
     "inspect": "moeify.api",
     "load": "moeify.api",
     "open_model": "moeify.api",
+    "prune_experts": "moeify.api",
+    "resave": "moeify.api",
     "save": "moeify.api",
+    "to_dense": "moeify.api",
+    "Alignment": "moeify.training.align",
     "EachLayer": "moeify.pipeline.each_layer",
     "MoELayer": "moeify.layers.moe_layer",
     "MoeifyError": "moeify.errors",
     "Pipeline": "moeify.pipeline.pipeline",
+    "add_expert": "moeify.layers.membership",
     "moe_layers": "moeify.layers.budget",
+    "remove_expert": "moeify.layers.membership",
     "register": "moeify.runtime.native",
     "set_inference": "moeify.layers.inference",
+    "set_smear": "moeify.layers.inference",
     "set_threshold": "moeify.layers.budget",
     "set_top_k": "moeify.layers.budget",
     "set_training": "moeify.training.settings",
 }
 
 __all__ = [
+    "Alignment",
     "EachLayer",
     "MoELayer",
     "MoeifyError",
     "Pipeline",
     "__version__",
+    "add_expert",
     "auxiliary_loss",
     "convert",
     "evaluate",
@@ -47,23 +56,30 @@ __all__ = [
     "load",
     "moe_layers",
     "open_model",
+    "prune_experts",
     "register",
+    "remove_expert",
+    "resave",
     "save",
     "set_inference",
+    "set_smear",
     "set_threshold",
     "set_top_k",
     "set_training",
+    "to_dense",
 ]
 
 if TYPE_CHECKING:
-    from moeify.api import convert, evaluate, inspect, load, open_model, save
+    from moeify.api import convert, evaluate, inspect, load, open_model, prune_experts, resave, save, to_dense
     from moeify.errors import MoeifyError
     from moeify.layers.budget import moe_layers, set_threshold, set_top_k
-    from moeify.layers.inference import set_inference
+    from moeify.layers.inference import set_inference, set_smear
+    from moeify.layers.membership import add_expert, remove_expert
     from moeify.layers.moe_layer import MoELayer
     from moeify.pipeline.each_layer import EachLayer
     from moeify.pipeline.pipeline import Pipeline
     from moeify.runtime.native import register
+    from moeify.training.align import Alignment
     from moeify.training.settings import auxiliary_loss, set_training
 
 

@@ -167,5 +167,10 @@ VARIANTS: dict[str, Variant] = {
     "one token": Variant(lead=(1, 1), k=2, idle=True),
     "no token": Variant(lead=(0,), k=2, idle=True, rank=1, output_bias=True),
     "output wider than hidden": Variant(hidden=4, output=9, k=2),
+    "fine experts": Variant(sizes=(1,) * 150, k=40, output_bias=True),
+    "fine experts, gates": Variant(sizes=(2,) * 130, k=9, gate_rule="sigmoid", normalize=True, shared=3, idle=True, gated=True),
+    "fine experts, threshold, one token": Variant(lead=(1,), sizes=(1, 2, 1) * 50, threshold=True, rank=2, up_bias=True),
+    "fine experts, no token": Variant(lead=(0, 3), sizes=(1,) * 140, k=3, shared=2, output_bias=True),
+    "fine experts, none on": Variant(lead=(4,), sizes=(1,) * 128, k=1, threshold=True, selection_bias=True),
 }  # fmt: skip
 VARIANTS |= {f"activation {name}": Variant(activation=name, k=2, shared=2, sizes=(3, 4, 2)) for name in ACTIVATIONS}

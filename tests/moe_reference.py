@@ -50,6 +50,38 @@ def values(s: Float, gate_rule: str) -> Float:
     raise ValueError(gate_rule)
 
 
+def scores(
+    x: Float,
+    t: dict[str, Float],
+    *,
+    kind: str,
+    activation: str = "identity",
+    output: str = "identity",
+    unit_input: bool = False,
+) -> Float:
+    """s [experts] of one token x [hidden] by a router with tensors t."""
+    act = ACTIVATIONS[activation]
+    x = x / np.sqrt(sum(x * x)) if unit_input else x
+
+    def project(name: str, bias: str) -> Float:
+        return np.array([sum(row * x) for row in t[name]]) + t.get(bias, 0.0)
+
+    if kind in ("linear", "average-key"):
+        s = project("weight", "bias")
+    elif kind == "mlp":
+        s = t["weight_out"] @ act(project("weight_in", "bias_in")) + t.get("bias_out", 0.0)
+    elif kind == "neuron":
+        s = act(project("gate", "gate_bias")) * project("up", "up_bias") if "gate" in t else act(project("up", "up_bias"))
+    elif kind == "spectral":
+        s = np.array([np.sqrt(sum(part**2)) for part in project("up", "").reshape(int(t["experts"]), -1)])
+        if "gate" in t:
+            s = s * np.array([np.sqrt(sum(part**2)) for part in project("gate", "").reshape(int(t["experts"]), -1)])
+    else:
+        raise ValueError(kind)
+    s = s if output == "identity" else np.abs(s)
+    return np.asarray(s / s.max() if output == "relative" else s)
+
+
 def choose(c: Float, k: int | None, threshold: float | None) -> NDArray[np.bool_]:
     """Which experts of one token are chosen, [experts], from c [experts]."""
     chosen = np.ones(len(c), dtype=bool)
@@ -84,6 +116,27 @@ def route(
         total = g.sum()
         gates[token] = g / total if normalize and total != 0 else g
     return chosen, gates
+
+
+def composed(
+    core: dict[str, Array], own: dict[str, Array], kind: str, *, rank: int = 0, alpha: float = 0.0
+) -> dict[str, Float]:
+    """Composed rows as plain ones: up, down and what else the core has, [runs * neurons, ...] in float64.
+
+    core and own: the tensors of the core and of every run, by their names without the prefixes `core.`, `residual.`, `lora.`.
+    """
+    runs = len(next(iter(own.values())))
+    rows: dict[str, list[Float]] = {name: [] for name in core}
+    for run in range(runs):
+        for name, dense in core.items():
+            added = np.zeros(dense.shape)
+            if kind == "residual":
+                added = own[name][run].astype(np.float64)
+            elif dense.ndim == 2:
+                delta = own[f"{name}_b"][run].astype(np.float64) @ own[f"{name}_a"][run].astype(np.float64)
+                added = (alpha / rank) * (delta.T if name == "down" else delta)
+            rows[name].append(dense.astype(np.float64) + added)
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
 def moe(
@@ -135,4 +188,44 @@ def moe(
             y[token] += (low_rank_in.astype(np.float64) @ one) @ low_rank_out.astype(np.float64)
         if output_bias is not None:
             y[token] += output_bias.astype(np.float64)
+    return y
+
+
+def smear(
+    x: Array,
+    scores: Array,
+    up: Array,
+    down: Array,
+    offsets: Array,
+    gate: Array | None = None,
+    up_bias: Array | None = None,
+    gate_bias: Array | None = None,
+    output_bias: Array | None = None,
+    low_rank_in: Array | None = None,
+    low_rank_out: Array | None = None,
+    *,
+    activation: str,
+    counts: NDArray[np.bool_] | None = None,
+) -> Float:
+    """y [sequences, tokens, output] of x [sequences, tokens, hidden]: one merged expert a sequence; counts [sequences, tokens]:
+    which tokens have a say in it."""
+    y = np.zeros((*x.shape[:2], down.shape[1]))
+    for sequence in range(len(x)):
+        mean = np.zeros(scores.shape[-1])
+        heard = [t for t in range(x.shape[1]) if counts is None or counts[sequence, t]]
+        for t in heard:
+            mean += special.softmax(scores[sequence, t].astype(np.float64)) / len(heard)
+
+        def merged(rows: Array | None, mean: Float = mean) -> Array | None:
+            """The rows of the shared expert, then one expert's."""
+            if rows is None:
+                return None
+            experts = [rows[a:b].astype(np.float64) for a, b in zip(offsets, offsets[1:])]
+            return np.concatenate([rows[: offsets[0]], sum(p * expert for p, expert in zip(mean, experts))])
+
+        y[sequence] = moe(
+            x[sequence], np.zeros((x.shape[1], 1)), np.asarray(merged(up)), np.asarray(merged(down)), offsets[:2],
+            gate=merged(gate), up_bias=merged(up_bias), gate_bias=merged(gate_bias), output_bias=output_bias,
+            low_rank_in=low_rank_in, low_rank_out=low_rank_out, activation=activation,
+        )  # fmt: skip
     return y

@@ -21,8 +21,22 @@ from moeify.layers.budget import moe_layers
 from moeify.pipeline.configure import configure
 from moeify.pipeline.plan import Plan, foresee
 from moeify.pipeline.recipe import load_recipe, presets
+from moeify.pipeline.report import Report
 from zoo import ZOO, Zoo, ids
 
+#: What recipes take instead of a number of experts and of experts a token.
+BUDGET: dict[str, dict[str, Any]] = {
+    "static": {"active": 0.5},
+    "flap": {"active": 0.5},
+    "d2dmoe": {
+        "experts": 4,
+        "active": 0.8,
+        "settings": {"insert-router.by": {"kind": "norm-regression", "width": 4, "relative": True, "steps": 50}},
+    },
+}
+
+#: Recipes that choose by a threshold: how many experts a token uses is measured, not foreseen.
+DYNAMIC = ("d2dmoe",)
 SMALL = {"experts": 4, "settings": {"calibrate.tokens": 64}}
 
 
@@ -45,16 +59,34 @@ def run(model: torch.nn.Module) -> torch.Tensor:
         return main_output(model(input_ids=ids()))
 
 
+def check_foreseen(recipe: str, plan: Plan, report: Report) -> None:
+    """The plan told what the conversion then did."""
+    assert [(layer.path, layer.parameters_after) for layer in plan.layers] == [
+        (layer.path, layer.parameters_after) for layer in report.layers
+    ]
+    if recipe not in DYNAMIC:
+        assert [(layer.top_k, layer.active_fraction) for layer in plan.layers] == [
+            (layer.top_k, layer.active_fraction) for layer in report.layers
+        ]
+    assert plan.active_fraction == pytest.approx(report.active_fraction, abs=0.2 if recipe in DYNAMIC else 1e-9)
+    assert plan.peak_memory > plan.weights == 4 * plan.parameters_after
+
+
 @pytest.mark.parametrize("recipe", sorted(presets()))
 def test_every_recipe_converts_and_its_folder_gives_the_same_model(
     recipe: str, folder: Path, data: Path, tmp_path: Path
 ) -> None:
-    done = moeify.convert(folder, tmp_path / "out", recipe=recipe, top_k=2, calibrate=data, experts=4)
+    budget = BUDGET.get(recipe, {"top_k": 2, "experts": 4})
+    told: list[Plan] = []
+    done = moeify.convert(folder, tmp_path / "out", recipe=recipe, calibrate=data, planned=told.append, **budget)
+    check_foreseen(recipe, told[0], done.report)
     assert done.folder == tmp_path / "out"
     again, made = moeify.load(tmp_path / "out"), done.model.state_dict()
     assert all(torch.equal(value, made[name]) for name, value in again.state_dict().items())
     assert distance(run(again), run(done.model)) < 1e-6  # how a file is mapped decides in which order sums are made
-    assert [layer.top_k for layer in done.report.layers] == [2, 2]
+    assert [layer.top_k for layer in done.report.layers] == [None if recipe in DYNAMIC else budget.get("top_k")] * 2
+    assert all((layer.threshold is not None) == (recipe in DYNAMIC) for layer in done.report.layers)
+    assert done.report.active_fraction <= budget.get("active", 3.5)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["active_fraction"] == pytest.approx(done.report.active_fraction)
 
@@ -101,20 +133,23 @@ def test_bfloat16(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(run(again), run(done.model))
 
 
-def test_a_dry_run_foresees_what_a_conversion_does(folder: Path, data: Path) -> None:
-    for name, recipe in presets().items():
-        budget: dict[str, Any] = {"active": 0.8} if recipe.has("cluster-neurons") else {"top_k": 3}
-        options: dict[str, Any] = {"recipe": name, "calibrate": data, "experts": 4, **budget}
-        plan = moeify.api.plan(folder, **options)
-        told: list[Plan] = []
-        done = moeify.convert(folder, **options, planned=told.append)
-        assert told == [plan]
-        assert [(layer.path, layer.top_k, layer.active_fraction, layer.parameters_after) for layer in plan.layers] == [
-            (layer.path, layer.top_k, layer.active_fraction, layer.parameters_after) for layer in done.report.layers
-        ]
-        assert plan.active_fraction == pytest.approx(done.report.active_fraction)
-        assert plan.peak_memory > plan.weights == 4 * plan.parameters_after
-        assert plan.grows == recipe.has("upcycle-experts")
+@pytest.mark.parametrize("recipe", ["emoe", "upcycle"])
+def test_a_dry_run_foresees_what_a_conversion_does(recipe: str, folder: Path, data: Path) -> None:
+    options: dict[str, Any] = {"recipe": recipe, "calibrate": data, "experts": 4, "top_k": 3}
+    plan = moeify.api.plan(folder, **options)
+    told: list[Plan] = []
+    done = moeify.convert(folder, **options, planned=told.append)
+    assert told == [plan]
+    check_foreseen(recipe, plan, done.report)
+    assert plan.grows == (recipe == "upcycle")
+
+
+def test_a_budget_that_layers_share_is_foreseen_as_a_whole(folder: Path, data: Path) -> None:
+    """What each layer gets is measured; together they keep to the budget."""
+    told: list[Plan] = []
+    done = moeify.convert(folder, recipe="best", calibrate=data, experts=4, active=0.8, planned=told.append)
+    assert [layer.path for layer in told[0].layers] == [layer.path for layer in done.report.layers]
+    assert done.report.active_fraction <= 0.8 >= told[0].active_fraction
 
 
 @hypothesis_settings(max_examples=12, deadline=None)

@@ -25,7 +25,19 @@ TOWER = (
 )  # fmt: skip
 
 #: Packages of extras: imported inside functions, so that everything else works without them.
-EXTRAS = ("transformers", "peft", "tokenizers", "accelerate", "gguf", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "scipy")
+EXTRAS = (
+    "transformers",
+    "peft",
+    "tokenizers",
+    "accelerate",
+    "gguf",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "onnx_ir",
+    "scipy",
+    "pymetis",
+)
 
 #: The host's world, which passes know nothing of.
 HOSTS = ("torch.nn", "torch.fx", "onnx", "onnx_ir", "onnxscript", "onnxruntime")

@@ -22,9 +22,12 @@ from moeify.measure.load import expert_load
 from moeify.pipeline import memory
 from moeify.pipeline.plan import Plan
 from moeify.runtime.session import session
+from moeify.training.align import align
 from zoo import ZOO, Zoo, values
 
 NOISE = {"kind": "noise", "std": 0.1}
+RESIDUAL = {"kind": "residual"}
+LORA = {"kind": "lora", "rank": 2, "alpha": 8}
 
 #: caption, options of convert
 CONSTRUCTIONS: dict[str, dict[str, Any]] = {
@@ -35,18 +38,24 @@ CONSTRUCTIONS: dict[str, dict[str, Any]] = {
     "shards": {"recipe": "granular-upcycle", "experts": 3},
     "drop": {"recipe": "drop-upcycle", "experts": 4},
     "noise": {"recipe": "upcycle", "experts": 4, "settings": {"upcycle-experts.by": NOISE}},
+    "residual": {"recipe": "residual-upcycle", "experts": 4},
+    "lora beside a shared one": {
+        "recipe": "lora-experts",
+        "experts": 4,
+        "settings": {"upcycle-experts.shared": True, "upcycle-experts.by": LORA},
+    },
     "checkpoints": {
         "recipe": "upcycle",
         "settings": {"upcycle-experts.by": {"kind": "checkpoints", "paths": ["base.pt", "other.pt", "base.pt"]}},
     },
 }
 CONSTRUCTIONS |= {
-    f"stochastic, {mode}": {
+    f"stochastic {by['kind']}, {mode}": {
         "recipe": "thor",
         "experts": 4,
-        "settings": {"upcycle-experts.by": NOISE, "insert-stochastic-experts.inference": mode},
+        "settings": {"upcycle-experts.by": by, "insert-stochastic-experts.inference": mode},
     }
-    for mode in ("fixed", "merged", "ensemble")
+    for mode, by in (("fixed", NOISE), ("merged", NOISE), ("ensemble", NOISE), ("fixed", RESIDUAL), ("merged", LORA))
 }
 every_construction = pytest.mark.parametrize("options", CONSTRUCTIONS.values(), ids=CONSTRUCTIONS)
 
@@ -77,16 +86,19 @@ def example_of(zoo: Zoo) -> Tensor:
 
 
 def train(model: nn.Module, x: Tensor, steps: int = 5) -> list[float]:
-    """Losses of a regression to fixed targets; every parameter gets a gradient at the first step."""
+    """Losses of a regression to fixed targets; every parameter that is not frozen gets a gradient at the first step, and only
+    those are moved."""
     target = values(*model(x).shape, seed=9)
-    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=3e-3), []
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1), []
     for _ in range(steps):
         loss = (model(x) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
-        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+        assert all((p.grad is not None and bool(p.grad.isfinite().all())) == p.requires_grad for p in model.parameters())
         optimizer.step()
         losses.append(loss.item())
+    assert all(torch.equal(value, model.get_parameter(name)) for name, value in frozen.items())
     return losses
 
 
@@ -100,6 +112,9 @@ def test_converted_trained_saved_reloaded_and_exported_it_gives_the_same(options
     model.eval()
     trained = call(model, zoo.example).detach()
     assert distance(trained, zoo.run()) > 1e-3
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert bool(frozen) == any(layer.config.composed for layer in moe_layers(model).values())
+    assert {name.split(".inner.")[-1].partition(".")[0] for name in frozen} <= {"core", "output_bias"}
     export_onnx(model, zoo.example, tmp_path / "model.onnx")
     runtime = session(tmp_path / "model.onnx", threads=1)
     (found,) = runtime.run(None, {runtime.get_inputs()[0].name: example_of(zoo).numpy()})
@@ -135,10 +150,73 @@ def test_the_plan_counts_every_parameter_and_what_training_takes(options: dict[s
     assert plan.parameters_before == dense
     assert plan.parameters_after == sum(p.numel() for p in done.model.parameters())
     assert plan.weights == 4 * plan.parameters_after
-    assert plan.optimizer_memory == 12 * plan.parameters_after
+    assert plan.trained_parameters == sum(p.numel() for p in done.model.parameters() if p.requires_grad)
+    assert plan.optimizer_memory == 12 * plan.trained_parameters
     ffns = sum(layer.parameters_before for layer in plan.layers)
     used = done.report.active_fraction * ffns
     assert plan.active_parameters == pytest.approx(dense - ffns + used, abs=1)
+
+
+@pytest.mark.parametrize("recipe", ["lora-experts", "residual-upcycle"])
+def test_a_trained_model_on_frozen_cores_is_saved_and_loaded_again(recipe: str, tmp_path: Path) -> None:
+    zoo, done = upcycled({"recipe": recipe, "experts": 4}, tmp_path / "out")
+    model = moeify.load(tmp_path / "out", factory=skeleton).train()
+    train(model, example_of(zoo))
+    again = moeify.load(tmp_path / "out", factory=skeleton)
+    again.load_state_dict(model.state_dict())
+    model.eval()
+    for k in (1, 4, None):
+        moeify.set_top_k(model, k)
+        moeify.set_top_k(again, k)
+        assert torch.equal(call(again, zoo.example), call(model, zoo.example))
+    assert all(a.requires_grad == b.requires_grad for a, b in zip(model.parameters(), again.parameters()))
+    layer = moe_layers(done.model)["0.inner"]
+    frozen = layer.config.frozen
+    assert frozen == 48 * 16 * 2 + 48 + 16
+    cost = {"lora-experts": (16 + 48) * 2 * 8, "residual-upcycle": 48 * 16 * 2}[recipe]
+    assert done.report.layers[0].active_fraction == pytest.approx(1 + (2 * cost + 4 * 16) / (48 * 16 * 2))
+
+
+@pytest.mark.parametrize("recipe", ["lora-experts", "residual-upcycle"])
+def test_experts_on_frozen_cores_become_dense_again_are_pruned_and_written_again(recipe: str, tmp_path: Path) -> None:
+    zoo, _ = upcycled({"recipe": recipe, "experts": 4, "settings": {"upcycle-experts.shared": True}}, tmp_path / "out")
+    model = moeify.load(tmp_path / "out", factory=skeleton)
+    moeify.to_dense(model, by="mean")
+    assert distance(call(model, zoo.example).detach(), call(skeleton(), zoo.example).detach()) < 1e-6
+    assert {name for name, _ in model.named_parameters()} == {name for name, _ in skeleton().named_parameters()}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model = moeify.load(tmp_path / "out", factory=skeleton)
+    train(model.train(), example_of(zoo))
+    moeify.prune_experts(model.eval(), 3, lambda: iter([zoo.example]))
+    moeify.resave(model, tmp_path / "out", tmp_path / "again")
+    again = moeify.load(tmp_path / "again", factory=skeleton)
+    assert torch.equal(call(again, zoo.example), call(model, zoo.example))
+    for name, parameter in again.named_parameters():
+        assert parameter.requires_grad == model.get_parameter(name).requires_grad, name
+
+
+def test_alignment_leaves_the_core_as_it_is() -> None:
+    zoo, done = upcycled({"recipe": "lora-experts", "experts": 4, "settings": {"upcycle-experts.by": LORA}})
+    dense = skeleton()
+    with torch.no_grad():
+        dense.get_parameter("0.inner.0.weight").mul_(1.5)
+    before = {name: value.clone() for name, value in done.model.state_dict().items()}
+    how = moeify.Alignment(minutes=None, steps=5, tokens=4)
+    align(done.model, dense, [(values(6, *example_of(zoo).shape[1:], seed=seed),) for seed in range(5)], how)
+    changed = {name.split(".")[2] for name, value in done.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"lora"}
+    assert not done.model.get_parameter("0.inner.core.up").requires_grad
+
+
+def test_lora_experts_in_bfloat16(tmp_path: Path) -> None:
+    zoo = ZOO["residual-stack"]()
+    model = moeify.convert(zoo.model.bfloat16(), example=zoo.example, recipe="lora-experts", experts=4).model
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    dense = ZOO["residual-stack"]().model.bfloat16()
+    x = example_of(zoo).bfloat16()
+    assert distance(model(x).detach(), dense(x)) < 0.02
+    model.train()(x).float().square().sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
 
 
 def test_evaluate_of_a_folder_counts_copies(tmp_path: Path) -> None:
@@ -224,6 +302,22 @@ def test_a_converted_module_is_not_upcycled() -> None:
     zoo, done = upcycled({"recipe": "upcycle", "experts": 2})
     with pytest.raises(InputError, match="the model is converted already: its feed-forward networks are MoE layers"):
         moeify.convert(done.model, example=zoo.example, recipe="upcycle")
+
+
+def test_what_is_built_with_values_alone_is_judged_once_it_is_loaded() -> None:
+    one, example = skeleton(), ZOO["residual-stack"]().example
+    before = {name: value.clone() for name, value in one.state_dict().items()}
+
+    def reading() -> nn.Module:
+        assert torch.ones(1).item() == 1
+        return skeleton()
+
+    for factory in (lambda: one, reading):
+        with pytest.raises(UsageError, match=r"shards is 5: the 48 neurons of 0\.inner do not divide by it; choose 4 or 6"):
+            moeify.convert(
+                "base.pt", factory=factory, example=example, recipe="upcycle", settings={"upcycle-experts.shards": 5}
+            )  # fmt: skip
+    assert all(torch.equal(value, before[name]) for name, value in one.state_dict().items())
 
 
 def test_copies_that_exceed_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

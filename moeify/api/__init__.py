@@ -2,16 +2,20 @@
 
 from moeify.api.afterwards import evaluate, export
 from moeify.api.conversion import Conversion, convert
+from moeify.api.dense import Dense, to_dense
 from moeify.api.inspecting import inspect
-from moeify.api.models import load, open_model, save
+from moeify.api.models import load, open_model, resave, save
 from moeify.api.planning import plan, registry
+from moeify.api.pruning import PrunedLayer, prune_experts
 from moeify.pipeline.inspection import Inspection
 from moeify.pipeline.plan import Plan
 
 __all__ = [
     "Conversion",
+    "Dense",
     "Inspection",
     "Plan",
+    "PrunedLayer",
     "convert",
     "evaluate",
     "export",
@@ -19,6 +23,9 @@ __all__ = [
     "load",
     "open_model",
     "plan",
+    "prune_experts",
     "registry",
+    "resave",
     "save",
+    "to_dense",
 ]

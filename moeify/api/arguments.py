@@ -31,8 +31,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 EXPORTS = ("torch", "onnx")
 
 
-def open_batches(source: Data, model: nn.Module, tokenizer: Any, example: Batch, tokens: int | None) -> Iterable[Batch]:
-    """Data in the form of the example, re-iterable. Raises InputError for what does not fit the model."""
+def open_batches(source: Data, model: nn.Module, tokenizer: Any, example: Batch | None, tokens: int | None) -> Iterable[Batch]:
+    """Data in the form of the example (without one as it is), re-iterable. Raises InputError for what does not fit."""
     from moeify.data.open_data import open_data
     from moeify.measure.outputs import vocabulary_of
 

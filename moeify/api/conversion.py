@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from moeify.api.aligning import align_converted, check_alignment, dense_opener
 from moeify.api.arguments import Data, Example, Factory, Source, check_exports, check_output
 from moeify.api.models import save
 from moeify.api.planning import Ready, prepare, registry
@@ -23,6 +24,9 @@ from moeify.pipeline.plan import Plan
 from moeify.pipeline.recipe import Recipe
 from moeify.pipeline.report import Report
 from moeify.splice.eager_host import EagerHost
+
+if TYPE_CHECKING:
+    from moeify.training.align import Alignment
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,7 @@ def convert(
     layers: str | None = None,
     calibrate: Data | None = None,
     tokens: int | None = None,
+    align: Alignment | None = None,
     settings: Settings = (),
     factory: Factory | None = None,
     example: Example | None = None,
@@ -67,9 +72,10 @@ def convert(
 
     A module in memory is rewritten in place. recipe: a preset's name, a TOML file or a Recipe; experts, top_k, active (the
     largest active fraction of each FFN), layers, tokens, seed and settings change its options. calibrate: data that passes
-    may look at; without it the conversion goes by the weights alone. output: a folder that appears whole or not at all;
-    `force` allows replacing one. export: "torch" (always there) and "onnx" (OUTPUT/model.onnx). resume: go on after the last
-    layer that a run of the same conversion had finished when it was ended early, if there was one; the result is the same.
+    may look at; without it the conversion goes by the weights alone. align: trains the experts at the end towards what the
+    dense model says to the calibration data (`moeify.Alignment(minutes=10)`). output: a folder that appears whole or not at
+    all; `force` allows replacing one. export: "torch" (always there) and "onnx" (OUTPUT/model.onnx). resume: go on after the
+    last layer that a run of the same conversion had finished when it was ended early, if there was one; the result is the same.
     allow_pickle: unpickles a module of other classes than torch.nn's, which runs what the file says.
     planned: receives the plan (parameters, memory) once the model is read and before anything is computed or written.
 
@@ -80,6 +86,7 @@ def convert(
         recipe, experts=experts, top_k=top_k, active=active, layers=layers, tokens=tokens, settings=settings, seed=seed
     )
     check_exports(export, output, dtype=dtype, device=device)
+    check_alignment(align, calibrate)
     if output is not None:
         check_output(Path(output), source, force=force)
     with _journal(source, output, resume=resume) as journal:
@@ -91,13 +98,17 @@ def convert(
         if planned is not None:
             planned(ready.plan)
         if journal is not None:
-            journal.begin(_key(ready, plan, dtype, device), resume=resume)
+            journal.begin(_key(ready, plan, align, dtype, device), resume=resume)
         graph = ready.graph
+        dense = dense_opener(source, align, factory=factory, dtype=dtype, device=device, allow_pickle=allow_pickle)
         report = ready.pipeline.run(
             graph, ready.data, seed=plan.seed, progress=progress, finished=journal, checkpoint=ready.checkpoints.open
         )
         report = replace(report, notes=(*ready.notes, *report.notes), data=ready.describe_data())
         _check_runs(ready.host)
+        if align is not None and calibrate is not None:
+            state = None if journal is None else journal.alignment
+            report = align_converted(ready.host, report, align, calibrate, dense, tokens=tokens, state=state, progress=progress)
         folder = None
         if output is not None:
             explicit = plan.explicit(registry())
@@ -117,12 +128,13 @@ def _journal(source: Source, output: str | Path | None, *, resume: bool) -> Iter
         yield journal
 
 
-def _key(ready: Ready, plan: Recipe, dtype: str, device: str) -> dict[str, Any]:
+def _key(ready: Ready, plan: Recipe, align: Alignment | None, dtype: str, device: str) -> dict[str, Any]:
     """All that the finished layers depend on."""
     data = ready.describe_data() or {}
     return {
         "model": asdict(ready.host.loaded.source),
         "recipe": plan.explicit(registry()).to_toml(),
+        "alignment": None if align is None else asdict(align),
         "calibration data": {name: value for name, value in data.items() if name not in ("batches", "rows", "tokens")},
         "example": batches_digest([ready.host.example]),
         "number type and device": [dtype, device],

@@ -97,7 +97,7 @@ def save(
     host = graph.host
     assert isinstance(host, EagerHost)
     entries = {
-        site.path: LayerEntry(rewrite=site.rewrite, config=host.layers[site.path].config)
+        site.path: LayerEntry(site.rewrite, host.layers[site.path].config, site.places)
         for site in graph.sites
         if site.path in host.layers
     }
@@ -112,6 +112,18 @@ def save(
 
     progress("writing", 0, None)
     return save_folder(host.model, entries, host.loaded, text, report.to_json(), Path(output), force=force, also=also)
+
+
+def resave(model: nn.Module, like: str | Path, output: str | Path, *, force: bool = False) -> Path:
+    """Writes a model that was loaded from the folder `like`, with what has become of it since: trained, another top-k, other
+    experts. Returns the new folder, which `load` gives back.
+
+    Recipe, report and source are those of `like`: they tell of the conversion. Raises UsageError for a model that did not come
+    from `like`, InputError where that is damaged, OutputError where the new one cannot be written (nothing is left behind).
+    """
+    from moeify.export.folder_again import resave_folder
+
+    return resave_folder(model, Path(like), Path(output), force=force)
 
 
 def load(

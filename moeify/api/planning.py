@@ -9,16 +9,16 @@ from typing import Any
 
 from moeify.api.arguments import Data, Example, Factory, Source, open_batches
 from moeify.api.models import open_model, open_outline
+from moeify.api.outlook import check_outlook, fit
 from moeify.errors import InputError, UsageError
 from moeify.frontend.other_checkpoints import OtherCheckpoints, check_same_shapes
-from moeify.ir.facts import CalibrationData, FeedForwards
+from moeify.ir.facts import CalibrationData
 from moeify.ir.model_graph import Batch, ModelGraph
 from moeify.layers.budget import moe_layers
 from moeify.pipeline.configure import Settings, configure
 from moeify.pipeline.each_layer import EachLayer
-from moeify.pipeline.memory import check_memory
 from moeify.pipeline.pipeline import Pipeline, check_experts, flatten
-from moeify.pipeline.plan import Plan, foresee, make_plan
+from moeify.pipeline.plan import Plan
 from moeify.pipeline.recipe import Recipe
 from moeify.pipeline.registry import Registry, make_registry
 from moeify.splice.eager_host import EagerHost
@@ -91,16 +91,17 @@ def prepare(
     weights: without them as much is read as a plan needs."""
     pipeline = _build(recipe, calibrate, tokens)
     check_same_shapes(source, _checkpoints(pipeline))
+    if weights:
+        check_outlook(pipeline, source, factory=factory, example=example, dtype=dtype, device=device)
     graph = (open_model if weights else open_outline)(
         source, factory=factory, example=example, dtype=dtype, device=device, allow_pickle=allow_pickle
     )  # fmt: skip
     host = graph.host
     assert isinstance(host, EagerHost)
-    Pipeline(tuple(step for step in pipeline.passes if FeedForwards in step.gives)).run(graph)
-    if not graph.sites:
+    counted = 0 if calibrate is None else _calibration_tokens(pipeline) or 0
+    planned = fit(pipeline, graph, counted, device)
+    if planned is None:
         raise InputError(_nothing_found(graph))
-    for site in graph.sites:
-        foresee(pipeline.passes, site)
     others = OtherCheckpoints(host.model)
     for path in _checkpoints(pipeline):
         others.open(path)
@@ -109,11 +110,7 @@ def prepare(
         data = open_batches(calibrate, host.model, host.loaded.tokenizer, host.example, _calibration_tokens(pipeline))
     elif calibrate is not None:
         notes = (*notes, f"no pass of recipe {recipe.name} looks at data: the calibration data were left unread")
-    parameters = list(graph.model.parameters())
-    counted = 0 if data is None else _calibration_tokens(pipeline) or 0
-    planned = make_plan(pipeline.passes, graph, sum(p.numel() for p in parameters), parameters[0].element_size(), counted)
     planned = replace(planned, notes=(*notes, *pipeline.left_out(data is not None)))
-    check_memory(planned.weights, device)
     return Ready(graph, host, pipeline, data, notes, planned, others)
 
 

@@ -8,6 +8,7 @@ import typer
 
 from moeify import __version__
 from moeify.cli.convert import convert
+from moeify.cli.dense import dense
 from moeify.cli.evaluate import evaluate
 from moeify.cli.export import export
 from moeify.cli.inspect import inspect
@@ -15,7 +16,7 @@ from moeify.cli.passes import passes
 from moeify.cli.recipes import recipes
 from moeify.errors import UsageError
 
-COMMANDS = (convert, inspect, evaluate, passes, recipes, export)
+COMMANDS = (convert, inspect, evaluate, dense, passes, recipes, export)
 
 
 def _version(wanted: bool) -> None:

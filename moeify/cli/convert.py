@@ -14,6 +14,7 @@ from moeify.errors import UsageError
 if TYPE_CHECKING:
     from moeify.api import Conversion
     from moeify.pipeline.plan import Plan
+    from moeify.training.align import Alignment
 
 
 def convert(
@@ -43,6 +44,10 @@ def convert(
         str | None, typer.Option(metavar="FILE|PKG.MOD:CALLABLE", help="Data that passes may look at (text, tensors).")
     ] = None,
     tokens: Tokens = None,
+    align: Annotated[
+        str | None,
+        typer.Option(metavar="minutes=N", help="Train the experts so long towards the dense model, on the calibration data."),
+    ] = None,
     factory: Factory = None,
     example: Example = None,
     export: Annotated[str, typer.Option(metavar="torch,onnx", help="What the output folder holds.")] = "torch",
@@ -80,7 +85,7 @@ def convert(
             planned = api.plan(model, **options)
         else:
             exports = [name.strip() for name in export.split(",")]
-            options |= {"export": exports, "force": force, "resume": resume, "progress": progress}
+            options |= {"export": exports, "force": force, "resume": resume, "progress": progress, "align": _alignment(align)}
             done = api.convert(model, output, **options, planned=lambda plan: _show_growth(plan, screen))
     if dry_run:
         _show_plan(planned, screen)
@@ -89,6 +94,20 @@ def convert(
             taken = f"{done.resumed} layers were taken over from the run before"
             screen.note(taken if done.resumed else "nothing to resume: the conversion was begun anew")
         _show_conversion(done, screen)
+
+
+def _alignment(text: str | None) -> Alignment | None:
+    """`minutes=10`, or other options of an alignment, separated by commas. Raises UsageError."""
+    if text is None:
+        return None
+    from moeify.training.align import Alignment
+
+    try:
+        given = {name.strip(): float(value) for name, _, value in (part.partition("=") for part in text.split(","))}
+        whole = {name: int(value) for name, value in given.items() if name in ("steps", "tokens", "seed")}
+        return Alignment(**({"minutes": None} if "steps" in given else {}) | given | whole)  # type: ignore[arg-type]  # checked there
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--align is {text!r}: write minutes=10, or options of moeify.Alignment between commas") from error
 
 
 def _show_plan(plan: Plan, screen: Screen) -> None:
@@ -118,9 +137,11 @@ def _show_growth(plan: Plan, screen: Screen) -> None:
 
 
 def _show_size(plan: Plan, screen: Screen) -> None:
+    frozen = plan.parameters_after - plan.trained_parameters
+    trained = f"the {plan.trained_parameters:,} that are not frozen " if frozen else ""
     screen.line(
         f"parameters {plan.parameters_before:,} -> {plan.parameters_after:,}, active for one token"
-        f" {plan.active_parameters:,}; training with AdamW takes {plan.optimizer_memory / 2**20:,.1f} MiB"
+        f" {plan.active_parameters:,}; training {trained}with AdamW takes {plan.optimizer_memory / 2**20:,.1f} MiB"
         " besides the weights"
     )
 

@@ -32,12 +32,12 @@ from moeify.export.folder_skeleton import build_skeleton, read_assumed, read_tok
 from moeify.export.folder_weights import load_weights, write_weights
 from moeify.export.manifest import NAME, LayerEntry, Manifest, json_text, read_manifest
 from moeify.frontend.load_factory import Factory
-from moeify.frontend.loaded import LoadedModel, file_digest
+from moeify.frontend.loaded import LoadedModel, SourceInfo, file_digest
 from moeify.ir.model_graph import Batch
 
-__all__ = ["LayerEntry", "LoadedFolder", "load_folder", "package_versions", "save_folder"]
+__all__ = ["LayerEntry", "LoadedFolder", "load_folder", "package_versions", "save_folder", "verify_files", "write_manifest"]
 
-_WEIGHTS = "moeify.safetensors"
+WEIGHTS = "moeify.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,24 +69,31 @@ def save_folder(
     if loaded.path is not None:
         check_apart(output, loaded.path)
     with whole_folder(output, force) as folder:
-        aliases = write_weights(model, folder / _WEIGHTS)
+        aliases = write_weights(model, folder / WEIGHTS)
         _write(folder / "recipe.toml", recipe_text)
         _write(folder / "report.json", json_text(_finite(report)))
         loaded.save_source(folder / "source")
         if also is not None:
             also(folder)
-        (folder / _WEIGHTS).chmod((folder / "recipe.toml").stat().st_mode)  # safetensors leaves it to its owner alone
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        manifest = Manifest(
-            source=loaded.source,
-            dtype=next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32),
-            layers=layers,
-            aliases=aliases,
-            digests={path.relative_to(folder).as_posix(): file_digest(path) for path in files},
-            versions=package_versions(),
-        )
-        _write(folder / NAME, manifest.to_json())
+        (folder / WEIGHTS).chmod((folder / "recipe.toml").stat().st_mode)  # safetensors leaves it to its owner alone
+        write_manifest(folder, model, loaded.source, layers, aliases)
     return output
+
+
+def write_manifest(
+    folder: Path, model: nn.Module, source: SourceInfo, layers: Mapping[str, LayerEntry], aliases: Mapping[str, str]
+) -> None:
+    """moeify.json, over everything else that the folder holds by then."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = Manifest(
+        source=source,
+        dtype=next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32),
+        layers=layers,
+        aliases=aliases,
+        digests={path.relative_to(folder).as_posix(): file_digest(path) for path in files},
+        versions=package_versions(),
+    )
+    _write(folder / NAME, manifest.to_json())
 
 
 def load_folder(
@@ -107,22 +114,23 @@ def load_folder(
     from moeify.splice.eager import install
 
     manifest = read_manifest(folder)
-    _verify(folder, manifest)
+    if WEIGHTS not in manifest.digests:
+        raise InputError(f"{folder / NAME}: field digests lacks {WEIGHTS}; convert the model again")
+    verify_files(folder, manifest.digests)
     kind = dtype or manifest.dtype
     model = build_skeleton(folder, manifest.source, factory, kind, allow_pickle)
-    for entry in manifest.layers.values():
-        install(model, entry.rewrite, MoELayer(entry.config, dtype=kind, device="meta"))
-    load_weights(model, folder / _WEIGHTS, manifest.aliases, cast=dtype is not None)
+    for path, entry in manifest.layers.items():
+        install(model, entry.rewrite, MoELayer(entry.config, dtype=kind, device="meta"), path, entry.places)
+    load_weights(model, folder / WEIGHTS, manifest.aliases, cast=dtype is not None)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise InputError(f"{folder}: {name} of the {type(model).__name__} is in no file; give a factory that computes it")
     return LoadedFolder(model.to(device).eval(), manifest, read_tokenizer(folder), read_assumed(folder))
 
 
-def _verify(folder: Path, manifest: Manifest) -> None:
-    if _WEIGHTS not in manifest.digests:
-        raise InputError(f"{folder / NAME}: field digests lacks {_WEIGHTS}; convert the model again")
-    for name, digest in manifest.digests.items():
+def verify_files(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raises InputError for a file that is missing or is not what it was."""
+    for name, digest in digests.items():
         if not (folder / name).is_file():
             raise InputError(f"{folder}: the file {name} is missing; copy the folder again, or convert the model again")
         if file_digest(folder / name) != digest:
@@ -147,10 +155,10 @@ def _finite(value: Any) -> Any:
 
 
 def check_apart(output: Path, source: Path) -> None:
-    """Raises OutputError where writing `output` would replace the dense model itself."""
+    """Raises OutputError where writing `output` would replace the model that is read."""
     real, inner = Path(os.path.realpath(output)), Path(os.path.realpath(source))
     if real == inner or real in inner.parents:
-        raise OutputError(f"{output}: holds the dense model that is being converted; choose another name")
+        raise OutputError(f"{output}: holds the model that is being read; choose another name")
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
     journal.json                        what is converted, how, on which data (see `Journal.begin`)
     layer-<site>-<sha256>.safetensors   one finished layer: its spec's tensors, the rest as JSON in the header
+    aligned.safetensors                 where an alignment stands
 
 While a run works, it holds a lock on the folder, so that two runs never write one output. It is removed when the run ends well,
 or when it ends in an error that would come again. Weights of the dense model are not in it: a spec names neurons.
@@ -47,6 +48,11 @@ class Journal:
     def kept(self) -> int:
         """How many layers are finished."""
         return len(list(self.folder.glob(f"{_LAYER}*.safetensors")))
+
+    @property
+    def alignment(self) -> Path:
+        """The file that an alignment keeps its state in."""
+        return self.folder / "aligned.safetensors"
 
     def begin(self, key: Mapping[str, Any], *, resume: bool) -> None:
         """Says what is converted. key: JSON values, by what they are of; equal keys give equal layers.

@@ -12,20 +12,13 @@ import torch
 
 from moeify.errors import InputError
 from moeify.export.manifest_fields import Fields
+from moeify.export.manifest_layers import LayerEntry, read_layer
 from moeify.frontend.loaded import SourceInfo, SourceKind
-from moeify.ir.feed_forward import Rewrite, Way
-from moeify.ir.moe_config import MoEConfig
 
 FORMAT = 1
 NAME = "moeify.json"
 
-
-@dataclass(frozen=True)
-class LayerEntry:
-    """One MoE layer: how it is put into the dense skeleton, and its shape."""
-
-    rewrite: Rewrite
-    config: MoEConfig
+__all__ = ["FORMAT", "NAME", "LayerEntry", "Manifest", "json_text", "parse_manifest", "read_manifest"]
 
 
 @dataclass(frozen=True)
@@ -52,10 +45,7 @@ class Manifest:
                 "digests": dict(self.digests),
                 "source": asdict(self.source),
                 "dtype": str(self.dtype).removeprefix("torch."),
-                "layers": [
-                    {"path": path, "rewrite": entry.rewrite.to_json(), "config": entry.config.to_json()}
-                    for path, entry in self.layers.items()
-                ],
+                "layers": [entry.to_json(path) for path, entry in self.layers.items()],
                 "aliases": dict(self.aliases),
             }
         )
@@ -88,7 +78,7 @@ def parse_manifest(data: Any, where: str) -> Manifest:
     if number != FORMAT:
         raise InputError(f"{where}: field format is {number}, known is {FORMAT}; convert the model again")
     fields.only("format", "versions", "digests", "source", "dtype", "layers", "aliases")
-    layers = dict(_layer(item) for item in fields.tables("layers"))
+    layers = dict(read_layer(item) for item in fields.tables("layers"))
     if len(layers) != len(fields.tables("layers")):
         raise InputError(f"{where}: field layers names a path twice; convert the model again")
     digests = fields.texts("digests")
@@ -114,45 +104,6 @@ def _source(fields: Fields) -> SourceInfo:
         digests=fields.texts("digests"),
         factory=None if fields.is_null("factory") else fields.text("factory"),
     )
-
-
-def _layer(fields: Fields) -> tuple[str, LayerEntry]:
-    fields.only("path", "rewrite", "config")
-    rewrite = fields.table("rewrite")
-    rewrite.only("way", "modules", "hidden_dropout", "output_dropout", optional=("channels",))
-    entry = LayerEntry(
-        Rewrite(
-            way=rewrite.choice("way", get_args(Way)),
-            modules=rewrite.texts("modules"),
-            hidden_dropout=rewrite.number("hidden_dropout"),
-            output_dropout=rewrite.number("output_dropout"),
-            channels="channels" in rewrite.data and rewrite.boolean("channels"),
-        ),
-        _config(fields.table("config")),
-    )
-    return fields.text("path"), entry
-
-
-def _config(fields: Fields) -> MoEConfig:
-    """MoEConfig checks values; types are checked here."""
-    for name in ("hidden", "output", "rank"):
-        fields.integer(name)
-    for name in ("gated", "normalize", "up_bias", "gate_bias", "output_bias", "selection_bias", "idle"):
-        fields.boolean(name)
-    fields.integers("offsets")
-    fields.number("hidden_dropout")
-    fields.number("output_dropout")
-    for name in ("top_k", "neurons", "shards"):
-        if fields.data.get(name) is not None:
-            fields.integer(name)
-    if "detach_sum" in fields.data:  # folders of before upcycling have none of the three
-        fields.boolean("detach_sum")
-    if not fields.is_null("threshold"):
-        fields.number("threshold")
-    try:
-        return MoEConfig.from_json(fields.data)
-    except InputError as error:
-        raise InputError(f"{fields.where}: {error}") from error
 
 
 def _dtype(fields: Fields) -> torch.dtype:

@@ -18,6 +18,21 @@ def build(factory: Factory) -> nn.Module:
 
     Raises UsageError for a name that names nothing, InputError where the factory raises or returns something else.
     """
+    module = _made(factory)
+    _check_built(module, factory_name(factory) or "the factory")
+    return module
+
+
+def build_outline(factory: Factory) -> nn.Module:
+    """The same module without values, on the meta device. Raises InputError where it is built elsewhere, or cannot be so."""
+    with torch.device("meta"):
+        module = _made(factory)
+    if not all(parameter.is_meta for parameter in module.parameters()):
+        raise InputError(f"factory {factory_name(factory)}: builds a module that has values, whatever device is asked for")
+    return module
+
+
+def _made(factory: Factory) -> nn.Module:
     name = factory_name(factory) or "the factory"
     make = importable(factory, "the factory") if isinstance(factory, str) else factory
     if isinstance(make, nn.Module):
@@ -31,7 +46,6 @@ def build(factory: Factory) -> nn.Module:
         raise InputError(f"factory {name}: failed: {one_line(error)}; it is called without arguments") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"factory {name}: returned a {type(module).__name__}; it must return an nn.Module")
-    _check_built(module, name)
     return module
 
 

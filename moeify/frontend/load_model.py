@@ -19,7 +19,7 @@ from moeify.frontend.load_adapter import load_adapter
 from moeify.frontend.load_checks import check_finite
 from moeify.frontend.load_example import ASSUMED, read_example
 from moeify.frontend.load_exported import load_exported
-from moeify.frontend.load_factory import Factory, build, factory_name
+from moeify.frontend.load_factory import Factory, build, build_outline, factory_name
 from moeify.frontend.load_huggingface import load_gguf, load_huggingface
 from moeify.frontend.load_module import class_path, from_file, in_memory, kept
 from moeify.frontend.load_refusals import refusal
@@ -65,16 +65,23 @@ def load_model(
     return replace(loaded, example=_in_dtype(loaded.example, loaded.model))
 
 
-def load_outline(source: str | Path, example: str | Path | Batch | None, dtype: torch.dtype) -> LoadedModel | None:
+def load_outline(
+    source: str | Path, example: str | Path | Batch | None, dtype: torch.dtype, factory: Factory | None = None
+) -> LoadedModel | None:
     """The model without its weights, all tensors on the meta device: enough to trace it and to find its sites.
 
-    None for what is neither a Hugging Face folder nor a GGUF file. Raises InputError as `load_model`.
+    None for what is neither a Hugging Face folder nor a GGUF file, nor a state_dict whose `factory` builds its module there.
+    Raises InputError as `load_model`.
     """
     path = Path(source).expanduser()
-    load = {"huggingface": load_huggingface, "gguf": load_gguf}.get(sniff(path))
-    if load is None:
+    kind = sniff(path)
+    if (load := {"huggingface": load_huggingface, "gguf": load_gguf}.get(kind)) is not None and factory is None:
+        loaded = load(path, dtype, weights=False)
+    elif factory is not None and kind in ("torch", "pickle", "safetensors"):
+        model = build_outline(factory).to(dtype)
+        loaded = LoadedModel(model, (), SourceInfo("state-dict", path.name, class_path(model)), path=path)
+    else:
         return None
-    loaded = load(path, dtype, weights=False)
     loaded.model.eval()
     loaded = _with_example(loaded) if example is None else replace(loaded, example=read_example(example, "meta"))
     return replace(loaded, example=_in_dtype(loaded.example, loaded.model))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from moeify.data.importable import current_directory_last, one_line
 from moeify.errors import InputError
@@ -42,6 +42,17 @@ def read_saved(path: Path, kind: Kind, *, allow_pickle: bool = False) -> Any:
     except RecursionError as error:
         raise InputError(f"{path}: is nested too deeply to be a model") from error
     return _inner(_unpickled(path))
+
+
+def mapped_shapes(path: Path) -> dict[str, list[int]] | None:
+    """Shape by name of a state_dict in a zip of torch.save, whose tensors are mapped and not read; None where it holds another
+    thing, or is damaged: whoever loads it says so."""
+    try:
+        found = _inner(read_torch_file(path, "torch", nn_records(), sums=False))
+    except InputError:
+        return None
+    tensors = found.items() if isinstance(found, Mapping) else ()
+    return {str(name): list(value.shape) for name, value in tensors if isinstance(value, Tensor)} or None
 
 
 def _inner(found: Any) -> Any:

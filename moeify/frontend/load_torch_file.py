@@ -27,13 +27,14 @@ class ForeignPickleError(InputError):
     """The file wants classes that are not built without the user's word, or is a pickle of a form that torch does not check."""
 
 
-def read_torch_file(path: Path, kind: Kind, records: Sequence[tuple[Any, str]] = ()) -> Any:
+def read_torch_file(path: Path, kind: Kind, records: Sequence[tuple[Any, str]] = (), *, sums: bool = True) -> Any:
     """What torch.save wrote, in plain containers and tensors; zip files are mapped rather than copied.
 
-    kind: "torch" (a zip, whose checksums are verified) or "pickle" (before torch 1.6). records: (object, name in the pickle)
-    that may stand in it besides. Raises InputError for damage, ForeignPickleError for files that hold objects of other classes.
+    kind: "torch" (a zip, whose checksums are verified where `sums` says so) or "pickle" (before torch 1.6). records: (object,
+    name in the pickle) that may stand in it besides. Raises InputError for damage, ForeignPickleError for files that hold
+    objects of other classes.
     """
-    if kind == "torch":
+    if kind == "torch" and sums:
         check_sums(path)
     with warnings.catch_warnings(), only_these(records):
         warnings.simplefilter("ignore")  # torch's advice for pickles that it did not write

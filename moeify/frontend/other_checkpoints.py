@@ -15,7 +15,7 @@ from moeify.frontend.load_huggingface import load_gguf, load_huggingface
 from moeify.frontend.load_huggingface_files import weight_files
 from moeify.frontend.load_refusals import refusal
 from moeify.frontend.load_safetensors import check_safetensors, read_safetensors
-from moeify.frontend.load_saved import read_saved
+from moeify.frontend.load_saved import mapped_shapes, read_saved
 from moeify.frontend.load_state_dict import state_dict_of
 from moeify.frontend.loaded import file_digest
 from moeify.frontend.sniff import sniff
@@ -71,8 +71,8 @@ class OtherCheckpoints:
 
 
 def check_same_shapes(base: object, paths: Iterable[str]) -> None:
-    """Before any weight is loaded: raises InputError for paths that are not there, and, where base and checkpoint are
-    safetensors, for tensors of one name and two shapes."""
+    """Before any weight is loaded: raises InputError for paths that are not there, and, where base and checkpoint tell shapes
+    without their weights, for tensors of one name and two shapes."""
     others = {path: _shapes(Path(path).expanduser()) for path in paths}
     own = _shapes(Path(base).expanduser()) if others and isinstance(base, str | Path) else None
     for path, found in others.items():
@@ -88,6 +88,8 @@ def check_same_shapes(base: object, paths: Iterable[str]) -> None:
 def _shapes(path: Path) -> dict[str, list[int]] | None:
     """Shape by name, from headers alone; None where only loading tells."""
     kind = sniff(path)
+    if kind == "torch":
+        return mapped_shapes(path)
     if kind not in ("huggingface", "safetensors"):
         return None
     files = weight_files(path) if kind == "huggingface" else [path]

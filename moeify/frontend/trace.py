@@ -45,6 +45,17 @@ def trace(model: nn.Module, example: Batch) -> Traced:
         return replace(found, dynamic=dynamic, notes=notes)
 
 
+def trace_outline(model: nn.Module, example: Batch) -> Traced:
+    """The graph of a model on the meta device at the sizes of the example alone: enough to find its sites, in half the time.
+
+    Raises what torch.export raises.
+    """
+    with tracing_state(model), torch.random.fork_rng(devices=[]), watch_modules(model) as plain:
+        example = _on_device(without_ones(distinct(example)), model)
+        found = lifted_program(exported(model, example, free=False), model, example)
+        return replace(found, plain_modules=plain(), dynamic=False)
+
+
 def _outline(model: nn.Module, example: Batch) -> Traced:
     with watch_modules(model) as plain:
         found = _traced(model, example)

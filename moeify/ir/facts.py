@@ -41,6 +41,32 @@ class NeuronStatistics:
 
 
 @dataclass(frozen=True, eq=False)
+class CoActivation:
+    """A graph of neurons that fire together: every edge stands in it in both directions.
+
+    neighbours [edges] (int64) of neuron i, ascending, and their weights [edges] (float32, above 0) stand at offsets[i] ..
+    offsets[i + 1]; offsets: int64 [neurons + 1].
+    """
+
+    offsets: Tensor
+    neighbours: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronImportance:
+    """How much each neuron matters to the model's loss, by group of similar text.
+
+    values: float32 [groups, neurons], the sum of |h_i dL/dh_i| over the group's tokens. centres: float32 [groups, hidden], the
+    mean FFN input of each group. tokens: int64 [groups].
+    """
+
+    values: Tensor
+    centres: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class NeuronGroups:
     """A clustering of neurons: groups (int64 indices, one tensor an expert) and the neurons of a shared expert."""
 
@@ -70,4 +96,22 @@ class Routing:
     threshold: float | None
 
 
-Fact = FeedForwards | CalibrationData | ActivationSample | NeuronStatistics | NeuronGroups | Experts | Routing
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """The active fraction that the site may have: its part of a budget for the whole model."""
+
+    active: float
+
+
+Fact = (
+    FeedForwards
+    | CalibrationData
+    | Budget
+    | ActivationSample
+    | NeuronStatistics
+    | CoActivation
+    | NeuronImportance
+    | NeuronGroups
+    | Experts
+    | Routing
+)

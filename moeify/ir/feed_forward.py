@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from moeify.ir.activations import activation
+from moeify.ir.weight_place import WeightPlace
 
 #: Gives a tensor by the name of a parameter.
 ReadTensor = Callable[[str], Tensor]
@@ -34,12 +35,17 @@ class Weight:
 
     def read(self) -> Tensor:
         """The values, detached, on the CPU, in the host's dtype; may share memory with the host: never write to it."""
-        value = self.load(self.parameter).detach().cpu()
-        if value.ndim > 2:
-            value = value.flatten(1)
-        if self.transposed:
-            value = value.T
-        return value if self.rows is None else value[self.rows[0] : self.rows[1]]
+        return self.place.view(self.load(self.parameter).detach().cpu())
+
+    @property
+    def place(self) -> WeightPlace:
+        """The same handle without its reader: plain data."""
+        return WeightPlace(self.parameter, self.shape, self.rows, self.transposed)
+
+
+#: The weights that have a row for each neuron, by the names that they have everywhere; and all that an FFN may have.
+ROWWISE = ("up", "gate", "up_bias", "gate_bias", "down")
+ROLES = (*ROWWISE, "output_bias")
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,15 @@ class FeedForward:
     def vectors(self) -> int:
         """The number of values in the biases."""
         return sum(bias.shape[0] for bias in (self.up_bias, self.gate_bias, self.output_bias) if bias is not None)
+
+    @property
+    def places(self) -> dict[str, WeightPlace]:
+        """Where its weights stand, by role."""
+        return {role: weight.place for role in ROLES if (weight := getattr(self, role)) is not None}
+
+    def rowwise(self) -> dict[str, Weight]:
+        """The handles that there are of ROWWISE, by name."""
+        return {name: handle for name in ROWWISE if (handle := getattr(self, name)) is not None}
 
     def keys(self) -> Tensor:
         """The rows that decide whether a neuron fires, [neurons, hidden]: gate rows if gated, else up rows."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from moeify.ir.feed_forward import FeedForward, Refusal
@@ -32,6 +33,18 @@ class Walk(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class OutputGradient:
+    """One FFN on one batch: inputs [tokens, hidden], and the gradient of the model's loss by its outputs [tokens, output]."""
+
+    inputs: Tensor
+    gradient: Tensor
+
+
+#: What a backward pass goes out from: see `Host.gradients`.
+Loss = Literal["auto", "next-token", "energy"]
+
+
 class Host(Protocol):
     """Where the sites stand: an eager module, an ONNX graph, or shards on disk."""
 
@@ -47,6 +60,22 @@ class Host(Protocol):
     def walk(self, batches: Iterable[Batch], prefix: str, memory: int) -> AbstractContextManager[Walk]:
         """A journey on those batches; prefix is "converted" (what was spliced is used) or "dense"; memory in bytes is what
         the values alive between two sites may take, the rest is kept in a temporary file."""
+        ...
+
+    def gradients(self, batches: Iterable[Batch], loss: Loss) -> Iterator[dict[str, OutputGradient]]:
+        """Backward passes of the dense model, one a row of a batch (a batch, where rows cannot be told apart): what comes back
+        at each FFN, by site path, tokens in the order in which a walk gives them.
+
+        loss: "next-token", the summed cross-entropy of a causal language model; "energy", half the squared distance of every
+        output vector from its own mean, for all other models; "auto": whichever fits. Only before anything is spliced.
+        """
+        ...
+
+    def effects(
+        self, sites: Sequence[FeedForward], batches: Iterable[Batch], size: float, generator: torch.Generator
+    ) -> list[float]:
+        """For each site, how far the dense model's output moves when normal noise of `size` times the norm of each token's
+        output is added to the site's: mean KL in nats for logits, else the squared relative error. Sites in execution order."""
         ...
 
     def splice(self, site: FeedForward, spec: MoESpec) -> None:

@@ -4,56 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from moeify.errors import InputError, UsageError
 from moeify.ir.activations import activation
+from moeify.ir.composition import Composition, core_shapes, count
+from moeify.ir.router_config import SEEDS, Inference, RouterConfig, RouterKind, Scope
+
+__all__ = ["GATE_RULES", "SEEDS", "GateRule", "Inference", "MoEConfig", "RouterConfig", "RouterKind", "Scope"]
 
 GateRule = Literal["one", "softmax", "sigmoid"]
 GATE_RULES: tuple[GateRule, ...] = ("one", "softmax", "sigmoid")
-
-RouterKind = Literal["linear", "average-key", "mlp", "stochastic"]
-
-#: How often a stochastic router draws, and what it does in inference (docs/moe-layer.md).
-Scope = Literal["forward", "sequence", "token"]
-Inference = Literal["random", "fixed", "merged", "ensemble"]
-
-#: Seeds of stochastic routers lie below: an ONNX file holds them as float32.
-SEEDS = 2**24
-
-
-@dataclass(frozen=True)
-class RouterConfig:
-    """How scores [tokens, experts] come from x [tokens, hidden].
-
-    linear:       x weight^T (+ bias)            weight [experts, hidden], bias [experts]
-    average-key:  the same, and in training the weight follows the mean key row of each expert (EMoE, section 3)
-    mlp:          act(x weight_in^T (+ bias_in)) weight_out^T (+ bias_out), then `output`
-                  weight_in [width, hidden], weight_out [experts, width]
-    stochastic:   drawn, not computed: scope, inference and seed are its alone
-    """
-
-    kind: RouterKind
-    bias: bool = False
-    width: int | None = None
-    activation: str | None = None
-    output: Literal["identity", "abs"] = "identity"
-    scope: Scope = "forward"
-    inference: Inference = "random"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, known in (("scope", get_args(Scope)), ("inference", get_args(Inference))):
-            if (value := getattr(self, name)) not in known:
-                raise UsageError(f"{name} of a stochastic router is {value!r}: choose one of {', '.join(known)}")
-        if type(self.seed) is not int or not 0 <= self.seed < SEEDS:
-            raise UsageError(f"seed of a stochastic router is {self.seed!r}: choose a whole number from 0 to {SEEDS - 1}")
-
-    def parameters(self, hidden: int, experts: int) -> int:
-        """The number of weights in its matrices."""
-        if self.kind == "stochastic":
-            return 0
-        return experts * hidden if self.width is None else self.width * (hidden + experts)
 
 
 @dataclass(frozen=True)
@@ -61,7 +22,8 @@ class MoEConfig:
     """The shape of one MoE layer. Names and meaning follow docs/moe-layer.md; `rank` 0 means no low-rank term.
 
     neurons: of the dense FFN that it was made of; None where nobody said so: as many as rows. shards: so many neighbouring
-    experts are one copy of that FFN; None where experts are no copies.
+    experts are one copy of that FFN; None where experts are no copies. smear: one merged expert a sequence runs. composed: how
+    rows come of a frozen core of `neurons` rows; None where they are stored.
     """
 
     hidden: int
@@ -85,6 +47,8 @@ class MoEConfig:
     detach_sum: bool = False
     neurons: int | None = None
     shards: int | None = None
+    smear: bool = False
+    composed: Composition | None = None
 
     def __post_init__(self) -> None:
         activation(self.activation)
@@ -104,6 +68,13 @@ class MoEConfig:
             raise UsageError(f"neurons is {self.neurons}: a dense FFN has 1 or more")
         if self.shards is not None and (self.shards < 1 or self.experts % self.shards):
             raise UsageError(f"shards is {self.shards}: the {self.experts} experts cannot be copies of so many parts each")
+        if self.composed is not None and (self.shards != 1 or {*self.sizes, self.shared or self.neurons} != {self.neurons}):
+            raise UsageError(f"composed rows: every expert has as many rows as the core, {self.neurons}: offsets say otherwise")
+
+        if self.smear and (self.router is None or self.router.kind == "stochastic"):
+            raise UsageError("smear takes the means of router probabilities, and this layer has no router that computes any")
+        if self.smear and len(set(self.sizes)) > 1:
+            raise UsageError(f"smear merges experts of one size: these have {min(self.sizes)} to {max(self.sizes)} rows")
 
     @property
     def experts(self) -> int:
@@ -129,15 +100,36 @@ class MoEConfig:
         return tuple(b - a for a, b in zip(self.offsets, self.offsets[1:]))
 
     @property
+    def core(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the frozen core's tensors by name; none where rows are stored."""
+        if self.composed is None:
+            return {}
+        given = {"gated": self.gated, "up_bias": self.up_bias, "gate_bias": self.gate_bias}
+        return core_shapes(self.hidden, self.dense_neurons, self.output, **given)
+
+    @property
+    def own(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what is trained beside the core, by name; none where rows are stored."""
+        return {} if self.composed is None else self.composed.own_shapes(self.core, self.experts + bool(self.shared))
+
+    @property
     def parameters(self) -> int:
         """The number of weights in all matrices of the layer, router and low-rank term included."""
         router = 0 if self.router is None else self.router.parameters(self.hidden, self.experts)
-        return self.rows * self._row + router + self.rank * (self.hidden + self.output)
+        return count(self.core) + self._always + self._routed + router + self.rank * (self.hidden + self.output)
 
     @property
     def vectors(self) -> int:
         """The number of values in the biases of the experts, the output bias and the idle vectors."""
-        return self.rows * (self.up_bias + self.gate_bias) + self.output * (self.output_bias + self.experts * self.idle)
+        composed = count(self.core, of_biases=True) + count(self.own, of_biases=True)
+        of_rows = self.rows * (self.up_bias + self.gate_bias) if self.composed is None else composed
+        return of_rows + self.output * (self.output_bias + self.experts * self.idle)
+
+    @property
+    def frozen(self) -> int:
+        """How many of both are not trained: those of the core, and the output bias beside it."""
+        core = count(self.core) + count(self.core, of_biases=True)
+        return 0 if self.composed is None else core + self.output * self.output_bias
 
     def active_fraction(self, neurons: int, on: float | None = None) -> float:
         """Weights that one token uses / weights of a dense FFN of that many neurons; router and low-rank term included,
@@ -145,15 +137,26 @@ class MoEConfig:
 
         on: the mean number of routed experts on. Default: top_k, or all experts. With a threshold pass what was measured.
         """
-        every = self.router is not None and self.router.inference in ("merged", "ensemble")
+        every = self.smear or (self.router is not None and self.router.inference in ("merged", "ensemble"))
         usual = self.experts if every or self.top_k is None else self.top_k
         on = usual if on is None else on
-        idle = (self.rows - self.shared) * (1 - on / self.experts) * self._row
-        return (self.parameters - idle) / (neurons * self._row)
+        return (self.parameters - self._routed * (1 - on / self.experts)) / (neurons * self._row)
 
     @property
     def _row(self) -> int:
         return self.hidden * (2 if self.gated else 1) + self.output
+
+    @property
+    def _routed(self) -> int:
+        """The number of weights in the matrices of the routed experts; of composed rows what is their own."""
+        if self.composed is None:
+            return (self.rows - self.shared) * self._row
+        return count(self.own) * (self.rows - self.shared) // self.rows
+
+    @property
+    def _always(self) -> int:
+        """The same of the shared expert."""
+        return self.shared * self._row if self.composed is None else count(self.own) - self._routed
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -166,6 +169,8 @@ class MoEConfig:
             fields["offsets"] = tuple(fields["offsets"])
             if fields.get("router") is not None:
                 fields["router"] = RouterConfig(**fields["router"])
+            if fields.get("composed") is not None:
+                fields["composed"] = Composition(**fields["composed"])
             return cls(**fields)
         except (TypeError, KeyError, ValueError, UsageError) as error:
             raise InputError(f"the description of an MoE layer is damaged: {error}") from error

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from moeify.errors import ConversionError
-from moeify.ir.activations import activation
-from moeify.ir.feed_forward import FeedForward
+from moeify.ir.composed_spec import ComposedSpec
+from moeify.ir.feed_forward import ROWWISE, FeedForward
 from moeify.ir.moe_config import GateRule, MoEConfig, RouterConfig
+from moeify.ir.router_scores import router_scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,13 +24,7 @@ class Router:
 
     def scores(self, x: Tensor) -> Tensor:
         """Scores [tokens, experts] for x [tokens, hidden], in x's dtype."""
-        t = {name: value.to(x.dtype) for name, value in self.tensors.items()}
-        if self.config.kind != "mlp":
-            return torch.nn.functional.linear(x, t["weight"], t.get("bias"))
-        inner = torch.nn.functional.linear(x, t["weight_in"], t.get("bias_in"))
-        inner = activation(self.config.activation or "identity")(inner)
-        scores = torch.nn.functional.linear(inner, t["weight_out"], t.get("bias_out"))
-        return scores.abs() if self.config.output == "abs" else scores
+        return router_scores(self.config, {name: value.to(x.dtype) for name, value in self.tensors.items()}, x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +45,7 @@ class MoESpec:
     weights: new rows in place of the dense ones, sorted shared expert first, by the names up, gate, up_bias, gate_bias,
         down, output_bias; what is absent is gathered from the dense weights.
     shards: so many neighbouring experts are one copy of the dense FFN; None where experts are no copies.
+    composed: every expert is a frozen core, the dense FFN, and what is its own; `weights` then holds the output bias at most.
     """
 
     experts: tuple[Tensor, ...]
@@ -64,6 +60,7 @@ class MoESpec:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     detach_sum: bool = False
     shards: int | None = None
+    composed: ComposedSpec | None = None
 
     @property
     def order(self) -> Tensor:
@@ -78,7 +75,9 @@ class MoESpec:
     def partitions(self, neurons: int) -> bool:
         """Does every one of the dense neurons stand in exactly one expert, with its own weights?"""
         order = self.order
-        return not self.weights and len(order) == neurons and bool((order.sort().values == torch.arange(neurons)).all())
+        if self.weights or self.composed is not None or len(order) != neurons:
+            return False
+        return bool((order.sort().values == torch.arange(neurons)).all())
 
     def all_on(self) -> MoESpec:
         """The same experts with all of them on, gates 1 and no compensation."""
@@ -112,6 +111,7 @@ class MoESpec:
             detach_sum=self.detach_sum,
             neurons=site.neurons,
             shards=self.shards,
+            composed=None if self.composed is None else self.composed.rule,
         )
 
     def tensors(self, site: FeedForward) -> dict[str, Tensor]:
@@ -122,15 +122,13 @@ class MoESpec:
 
         Raises ConversionError where a tensor is not finite.
         """
-        order = self.order
-        found: dict[str, Tensor] = {}
-        for name in ("up", "gate", "up_bias", "gate_bias", "down", "output_bias"):
-            handle = getattr(site, name)
-            if name in self.weights:
-                found[name] = self.weights[name]
-            elif handle is not None:
-                found[name] = handle.read()[order] if name != "output_bias" else handle.read().clone()
-        dtype = found["up"].dtype
+        composed = self.composed
+        found = self._rows(site) if composed is None else composed.tensors(site, self.config(site).own)
+        dtype = found["up" if composed is None else "core.up"].dtype
+        if "output_bias" in self.weights:
+            found["output_bias"] = self.weights["output_bias"]
+        elif site.output_bias is not None:
+            found["output_bias"] = site.output_bias.read().clone()
         for name in ("idle", "low_rank_in", "low_rank_out"):
             value = getattr(self.compensation, name)
             if value is not None:
@@ -143,6 +141,13 @@ class MoESpec:
             if not bool(torch.isfinite(value).all()):
                 raise ConversionError(f"{site.path}: {name} holds values that are not finite; check the weights of the model")
         return {name: value.contiguous() for name, value in found.items()}
+
+    def _rows(self, site: FeedForward) -> dict[str, Tensor]:
+        """The stored rows, sorted."""
+        order = self.order
+        found = {name: self.weights[name] for name in ROWWISE if name in self.weights}
+        dense = {name: handle for name, handle in site.rowwise().items() if name not in found}
+        return found | {name: handle.read()[order] for name, handle in dense.items()}
 
     def active_fraction(self, site: FeedForward, on: float | None = None) -> float:
         """MoEConfig.active_fraction of the layer this spec describes, against the site's dense FFN."""

@@ -53,6 +53,8 @@ def spec_text(spec: MoESpec) -> str:
         lines.append("  compensation = idle vectors")
     if spec.compensation.low_rank_in is not None:
         lines.append(f"  compensation = low rank {spec.compensation.low_rank_in.shape[0]}")
+    if spec.composed is not None:
+        lines.append(f"  rows = frozen core + {spec.composed.rule}")
     if spec.weights:
         lines.append(f"  new weights = {', '.join(sorted(spec.weights))}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What stochastic layers do in inference, set on a whole model after conversion."""
+"""What layers do with their experts besides routing, set on a whole model after conversion."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from torch import nn
 
 from moeify.errors import UsageError
 from moeify.ir.moe_config import Inference, Scope
-from moeify.layers.budget import moe_layers
+from moeify.layers.budget import matching_layers, moe_layers
+from moeify.layers.moe_layer import MoELayer
 from moeify.layers.stochastic_router import StochasticRouter
+from moeify.layers.token_input import TokenInput
 
 
 def set_inference(
@@ -39,3 +41,30 @@ def set_inference(
         layer.config = config
         layer.router.config = config.router
         layer.router.calls = 0
+
+
+def set_smear(model: nn.Module, smear: bool = True, *, layers: str = "*") -> None:
+    """Runs one merged expert a sequence (docs/moe-layer.md, SMEAR) in the layers whose path matches, or routes again.
+
+    In training as in inference. model: the one that is called: it tells what is padding. All layers change, or none. Raises
+    UsageError for a glob that matches none, and for a layer that draws its experts, has no router, or experts of unequal size.
+    """
+    chosen, changed = matching_layers(model, layers), {}
+    for path, layer in chosen.items():
+        if smear and layer.training_state is not None:
+            raise UsageError(f"{path or 'the MoE layer'}: its choice is trained by set_training: set_training(model) ends that")
+        try:
+            changed[path] = replace(layer.config, smear=smear)
+        except UsageError as error:
+            raise UsageError(f"{path or 'the MoE layer'}: {error}") from error
+    for path, layer in chosen.items():
+        layer.config = changed[path]
+        listen(model, layer)
+
+
+def listen(model: nn.Module, layer: MoELayer) -> None:
+    """Lets a layer that stands in the model know what the model is called with, where it asks."""
+    if isinstance(layer.router, StochasticRouter):
+        layer.router.tokens = TokenInput.of(model)
+    if layer.config.smear:
+        layer.tokens = TokenInput.of(model)

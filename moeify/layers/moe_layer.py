@@ -14,11 +14,17 @@ from moeify.errors import ConversionError
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.moe_config import MoEConfig
 from moeify.ir.moe_spec import MoESpec
-from moeify.layers.experts import LayerWeights, Rows, run_all, run_layer
+from moeify.layers.composed_modules import add_composed, composed_rows
+from moeify.layers.composed_rows import ComposedRows, plain_rows
+from moeify.layers.experts import LayerWeights, run_all, run_layer
+from moeify.layers.modes import ROUTED, Mode, mode_of
 from moeify.layers.operator import as_node
+from moeify.layers.origin import Origin
 from moeify.layers.routers import AverageKeyRouter, build_router
 from moeify.layers.routing import ChoiceRule, Routing, route
-from moeify.layers.stochastic_router import StochasticRouter
+from moeify.layers.rows import Rows
+from moeify.layers.smear import run_smeared, smeared_routing
+from moeify.layers.token_input import TokenInput
 from moeify.layers.training_state import Steering, TrainingState
 
 
@@ -27,13 +33,17 @@ class MoELayer(nn.Module):
 
     Parameters, in state_dict by the names of MoESpec.tensors: up, gate [rows, hidden]; down [rows, output]; up_bias, gate_bias
     [rows]; output_bias [output]; idle [experts, output]; low_rank_in [rank, hidden]; low_rank_out [rank, output]; `router.*`;
-    and the buffer selection_bias [experts] (float32). What the config leaves out is None. All are zeros until loaded.
+    and the buffer selection_bias [experts] (float32). What the config leaves out is None. All are zeros until loaded. Where
+    rows are composed there are `core.*`, frozen, and `residual.*` or `lora.*` in place of up, gate, down and their biases.
 
     `top_k` and `threshold` are the budget, to be set at any time; `config` always shows them. Weights are cast to x's dtype
     (to that of autocast, where it is on). Under torch.compile and torch.export the layer is one `moeify::moe` node.
+    `origin`: the dense FFN that it took the place of; `tokens`: what the model was called with, which a layer that smears asks.
+    Both are set by whoever puts the layer into a model.
     """
 
     config: MoEConfig
+    origin: Origin | None = None
     selection_bias: Tensor | None
     router: nn.Module | None
 
@@ -47,18 +57,22 @@ class MoELayer(nn.Module):
         def weight(present: bool, *shape: int) -> nn.Parameter | None:
             return nn.Parameter(torch.zeros(shape, dtype=dtype, device=place)) if present else None
 
-        rows, experts = config.rows, config.experts
-        self.up = nn.Parameter(torch.zeros(rows, config.hidden, dtype=dtype, device=place))
-        self.down = nn.Parameter(torch.zeros(rows, config.output, dtype=dtype, device=place))
-        self.gate = weight(config.gated, rows, config.hidden)
-        self.up_bias = weight(config.up_bias, rows)
-        self.gate_bias = weight(config.gate_bias, rows)
+        rows, experts, stored = config.rows, config.experts, config.composed is None
+        if stored:
+            self.up = nn.Parameter(torch.zeros(rows, config.hidden, dtype=dtype, device=place))
+            self.down = nn.Parameter(torch.zeros(rows, config.output, dtype=dtype, device=place))
+        self.gate = weight(stored and config.gated, rows, config.hidden)
+        self.up_bias = weight(stored and config.up_bias, rows)
+        self.gate_bias = weight(stored and config.gate_bias, rows)
         self.output_bias = weight(config.output_bias, config.output)
         self.idle = weight(config.idle, experts, config.output)
         self.low_rank_in = weight(config.rank > 0, config.rank, config.hidden)
         self.low_rank_out = weight(config.rank > 0, config.rank, config.output)
         bias = torch.zeros(experts, dtype=torch.float32, device=place) if config.selection_bias else None
         self.register_buffer("selection_bias", bias)
+        self.tokens = TokenInput()
+        if not stored:
+            add_composed(self, config, dtype, place)
         self.router = build_router(config, dtype, place)
         # Not a buffer: it is part of the config, and must hold its values even where the weights are on the meta device.
         self._offsets = torch.tensor(config.offsets, dtype=torch.int64, device="cpu")
@@ -98,8 +112,10 @@ class MoELayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = _cast_by_autocast(x)
-        if (state := self.training_state if self.training else None) is None:
-            y = self._run(x, self._weights.merged() if self._mode == "merged" else self._weights)
+        if self.config.smear:
+            y = run_smeared(x, self._scores(x), self._weights, self.tokens)
+        elif (state := self.training_state if self.training else None) is None:
+            y = self._run(x, self._mode.weights(self._weights))
         else:
             weights = state.watching(self._weights, x)
             steering = state.steer(x, self._scores(state.router_input(x)), self._rule, self.selection_bias)
@@ -115,25 +131,38 @@ class MoELayer(nn.Module):
         else:
             s = steering or Steering(self._scores(x), self._rule, self.selection_bias)
             if opaque:
-                offsets = torch.tensor(weights.offsets) if self._mode == "merged" else self._offsets
+                offsets = self._mode.offsets(self._offsets, weights)
                 return as_node(x, s.scores, weights, offsets, s.rule, s.bias)
             y = run_layer(x.reshape(-1, self.config.hidden), s.scores.reshape(-1, s.scores.shape[-1]), weights, s.rule, s.bias)
         return y.view(*x.shape[:-1], self.config.output)
 
     def route(self, x: Tensor) -> Routing:
         """Which experts run on each token of x [..., hidden], and with which gates; every expert where they are merged."""
-        scores = x.new_zeros(*x.shape[:-1], self.config.experts) if self._mode == "merged" else self._scores(x)
+        if self.config.smear:
+            return smeared_routing(x, self._scores(x), self.tokens)
+        scores = ROUTED.no_scores(x, self.config) if self._mode.every else self._scores(x)
         return route(scores.reshape(-1, scores.shape[-1]), self._rule, self.selection_bias)
 
     def train(self, mode: bool = True) -> Self:
         if self.training and not mode:
-            self._store_average_keys()
+            self.store_average_keys()
         return super().train(mode)
+
+    @property
+    def rows(self) -> Rows:
+        """All rows, the shared expert's first; composed ones are folded."""
+        return plain_rows(self._rows)
+
+    @property
+    def _rows(self) -> Rows | ComposedRows:
+        if self.config.composed is not None:
+            return composed_rows(self, self.config)
+        return Rows(self.up, self.down, self.gate, self.up_bias, self.gate_bias)
 
     @property
     def _weights(self) -> LayerWeights:
         return LayerWeights(
-            Rows(self.up, self.down, self.gate, self.up_bias, self.gate_bias),
+            self._rows,
             self.config.offsets,
             self.config.activation,
             self.output_bias,
@@ -145,15 +174,11 @@ class MoELayer(nn.Module):
 
     @property
     def _rule(self) -> ChoiceRule:
-        config = self.config
-        if self._mode in ("merged", "ensemble"):
-            return ChoiceRule(None, None, config.gate_rule, config.normalize)
-        return ChoiceRule(config.top_k, config.threshold, config.gate_rule, config.normalize, config.detach_sum)
+        return self._mode.rule(self.config)
 
     @property
-    def _mode(self) -> str | None:
-        """What a stochastic router does now; None for other routers."""
-        return self.router.mode if isinstance(self.router, StochasticRouter) else None
+    def _mode(self) -> Mode:
+        return mode_of(self.router)
 
     @property
     def _dense(self) -> bool:
@@ -163,8 +188,8 @@ class MoELayer(nn.Module):
         return always and (self.router is None or not torch.is_grad_enabled())
 
     def _scores(self, x: Tensor) -> Tensor:
-        if self.router is None or self._mode in ("merged", "ensemble"):
-            return x.new_zeros(*x.shape[:-1], 1 if self._mode == "merged" else self.config.experts)
+        if self.router is None or self._mode.every:
+            return self._mode.no_scores(x, self.config)
         # Keys that an adapter adds to as they are used are not those that the router was told of.
         if isinstance(self.router, AverageKeyRouter) and (self.training or parametrize.is_parametrized(self)):
             return self._follow_keys(self.router, x)
@@ -172,16 +197,17 @@ class MoELayer(nn.Module):
         return scores
 
     def _follow_keys(self, router: AverageKeyRouter, x: Tensor) -> Tensor:
-        return router.follow(x, *self._weights.rows.keys, self.config.offsets)
+        return router.follow(x, *self.rows.keys, self.config.offsets)
 
     @torch.no_grad()
-    def _store_average_keys(self) -> None:
+    def store_average_keys(self) -> None:
+        """Gives a router of average keys those of the weights as they are now; in training mode it takes them by itself."""
         if isinstance(self.router, AverageKeyRouter):
-            self._follow_keys(self.router, self.up.new_empty(0, self.config.hidden))
+            self._follow_keys(self.router, self.router.weight.new_empty(0, self.config.hidden))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         if self.training:
-            self._store_average_keys()
+            self.store_average_keys()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
 

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from moeify.ir.moe_config import GateRule
-from moeify.layers.experts import LayerWeights, Rows, run_layer
+from moeify.layers.composed_rows import plain_rows
+from moeify.layers.experts import LayerWeights, run_layer
 from moeify.layers.routing import ChoiceRule
+from moeify.layers.rows import Rows
 
 
 @torch.library.custom_op("moeify::moe", mutates_args=())
@@ -68,8 +70,11 @@ def _gradients(
 def as_node(
     x: Tensor, scores: Tensor, weights: LayerWeights, offsets: Tensor, rule: ChoiceRule, selection_bias: Tensor | None
 ) -> Tensor:
-    """y [..., output] by the operator; weights are cast to x's dtype. offsets [experts + 1]: those of the weights, in int64."""
-    w, rows = weights, weights.rows
+    """y [..., output] by the operator; weights are cast to x's dtype, composed rows are folded.
+
+    offsets [experts + 1]: those of the weights, in int64.
+    """
+    w, rows = weights, plain_rows(weights.rows)
     if selection_bias is not None and selection_bias.dtype in (torch.bfloat16, torch.float16):
         selection_bias = selection_bias.float()  # a cast of the whole model took it along
 

@@ -9,28 +9,14 @@ from torch.nn import functional as F
 from moeify.errors import UsageError
 from moeify.ir.activations import activation
 from moeify.ir.moe_config import MoEConfig, RouterConfig
+from moeify.ir.router_scores import router_scores
 from moeify.layers.stochastic_router import StochasticRouter
 
 
-class LinearRouter(nn.Module):
-    """x weight^T (+ bias): weight [experts, hidden], bias [experts]. Zeros until loaded."""
+class ScoringRouter(nn.Module):
+    """Scores by its parameters alone: those of RouterConfig.shapes, zeros until loaded.
 
-    def __init__(
-        self, hidden: int, experts: int, bias: bool, dtype: torch.dtype | None = None, device: torch.device | None = None
-    ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(experts, hidden, dtype=dtype, device=device))
-        self.bias = nn.Parameter(torch.zeros(experts, dtype=dtype, device=device)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
-class MLPRouter(nn.Module):
-    """act(x weight_in^T (+ bias_in)) weight_out^T (+ bias_out), then the absolute value for output "abs".
-
-    weight_in [width, hidden], bias_in [width], weight_out [experts, width], bias_out [experts]; zeros until loaded. With
-    `bias` there are both biases. Raises UsageError for a width below 1 or an unknown activation.
+    Raises UsageError for a kind without parameters, an unknown activation, and a width that is missing.
     """
 
     def __init__(
@@ -42,24 +28,14 @@ class MLPRouter(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        if config.width is None or config.width < 1:
-            raise UsageError(f"width of an mlp router is {config.width}: choose 1 or more")
-
-        def zeros(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
-
-        self.activation = config.activation or "identity"
-        activation(self.activation)
-        self.absolute = config.output == "abs"
-        self.weight_in = zeros(config.width, hidden)
-        self.bias_in = zeros(config.width) if config.bias else None
-        self.weight_out = zeros(experts, config.width)
-        self.bias_out = zeros(experts) if config.bias else None
+        activation(config.activation or "identity")
+        self.config = config
+        self._names = tuple(config.shapes(hidden, experts))
+        for name, shape in config.shapes(hidden, experts).items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape, dtype=dtype, device=device)))
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = activation(self.activation)(F.linear(x, self.weight_in, self.bias_in))
-        scores = F.linear(inner, self.weight_out, self.bias_out)
-        return scores.abs() if self.absolute else scores
+        return router_scores(self.config, {name: getattr(self, name) for name in self._names}, x)
 
 
 class AverageKeyRouter(nn.Module):
@@ -104,27 +80,22 @@ def _means(rows: Tensor, offsets: tuple[int, ...]) -> Tensor:
     return torch.stack([run.mean(0) for run in torch.split_with_sizes(routed, sizes)])
 
 
-Router = LinearRouter | MLPRouter | AverageKeyRouter | StochasticRouter
+Router = ScoringRouter | AverageKeyRouter | StochasticRouter
 
 
 def build_router(shape: MoEConfig, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Router | None:
     """The router of a layer of that shape, None where it has none.
 
-    Raises UsageError for a kind that is not in the table, an mlp without width, and an average-key router with a bias where the
-    keys have none.
+    Raises UsageError for a kind that is not in the table, a kind without its width, and an average-key router with a bias where
+    the keys have none.
     """
     config = shape.router
     if config is None:
         return None
-    match config.kind:
-        case "linear":
-            return LinearRouter(shape.hidden, shape.experts, config.bias, dtype, device)
-        case "average-key":
-            if config.bias and not (shape.gate_bias if shape.gated else shape.up_bias):
-                raise UsageError("an average-key router with a bias needs keys with a bias: set bias to False")
-            return AverageKeyRouter(shape.hidden, shape.experts, config.bias, dtype, device)
-        case "mlp":
-            return MLPRouter(shape.hidden, shape.experts, config, dtype, device)
-        case "stochastic":
-            return StochasticRouter(shape.experts, config)
-    raise UsageError(f"router kind is {config.kind!r}: choose one of linear, average-key, mlp, stochastic")
+    if config.kind == "stochastic":
+        return StochasticRouter(shape.experts, config)
+    if config.kind == "average-key":
+        if config.bias and not (shape.gate_bias if shape.gated else shape.up_bias):
+            raise UsageError("an average-key router with a bias needs keys with a bias: set bias to False")
+        return AverageKeyRouter(shape.hidden, shape.experts, config.bias, dtype, device)
+    return ScoringRouter(shape.hidden, shape.experts, config, dtype, device)

@@ -53,8 +53,7 @@ def route(scores: Tensor, rule: ChoiceRule, selection_bias: Tensor | None) -> Ro
     Where a gradient is asked for, the gates of the rule `one` are straight-through: exactly 1, with the gradient of softmax.
     """
     values = values_of(scores, rule)
-    steered = values.detach() if selection_bias is None else values.detach() + selection_bias.to(values.dtype)
-    chosen = choose(steered, rule.top_k, rule.threshold)
+    chosen = choose(_steered(values, selection_bias), rule.top_k, rule.threshold)
     return Routing(scores, chosen, gates_of(values, chosen, rule))
 
 
@@ -74,6 +73,11 @@ def gates_of(values: Tensor, chosen: Tensor, rule: ChoiceRule) -> Tensor:
     return gates
 
 
+def choice_values(scores: Tensor, gate_rule: GateRule, selection_bias: Tensor | None) -> Tensor:
+    """What top-k and threshold compare, [tokens, experts] of scores [tokens, experts], in float32 or float64."""
+    return _steered(_VALUES[gate_rule](scores if scores.dtype == torch.float64 else scores.float()), selection_bias)
+
+
 def choose(values: Tensor, top_k: int | None, threshold: float | None) -> Tensor:
     """The chosen experts (bool) of values [tokens, experts]: every rule that is present must hold.
 
@@ -87,6 +91,10 @@ def choose(values: Tensor, top_k: int | None, threshold: float | None) -> Tensor
         best = values.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
         chosen = torch.zeros_like(chosen).scatter_(-1, best, True)
     return chosen if threshold is None else chosen & (values >= threshold)
+
+
+def _steered(values: Tensor, selection_bias: Tensor | None) -> Tensor:
+    return values.detach() if selection_bias is None else values.detach() + selection_bias.to(values.dtype)
 
 
 def _straight_through(scores: Tensor) -> Tensor:

@@ -1,22 +1,31 @@
-"""The token ids and positions of the call that a model is in, seen by a hook at its door."""
+"""The token ids, positions and padding of the call that a model is in, seen by a hook at its door."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
+class _Stream(NamedTuple):
+    """int64 ids and positions, and the mask of what is no padding (None: all), each [sequences, tokens]."""
+
+    ids: Tensor
+    positions: Tensor
+    shown: Tensor | None
+
+
 class TokenInput:
-    """Notes ids and positions when the model is called, and forgets them when the call ends.
+    """Notes ids, positions and masks when the model is called, and forgets them when the call ends.
 
     A plain object with methods as hooks, so that a model is copied and pickled together with it.
     """
 
     def __init__(self) -> None:
-        self._seen: tuple[tuple[Tensor, Tensor], ...] = ()
+        self._seen: tuple[_Stream, ...] = ()
+        self._mask: Tensor | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> TokenInput:
@@ -29,29 +38,66 @@ class TokenInput:
         model.register_forward_hook(found._leave, always_call=True)
         return found
 
+    @staticmethod
+    def forget(model: nn.Module) -> None:
+        """Takes the hooks of the one of that model away again, where there is one: no layer of it asks any more."""
+        for hooks in (model._forward_pre_hooks, model._forward_hooks):
+            for number in [n for n, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), TokenInput)]:
+                del hooks[number]
+                for flags in (model._forward_pre_hooks_with_kwargs, model._forward_hooks_always_called):
+                    flags.pop(number, None)
+
     def at(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(ids, positions), int64 [sequences, tokens], for the tokens of x [..., hidden].
 
         Where the call has no ids of x's shape: the index along x's first axis, and the place along the others.
         """
-        for ids, positions in self._seen:
-            if x.shape[:-1] == ids.shape or (x.ndim == 2 and len(x) == ids.numel()):
-                return ids, positions
-        sequences = x.shape[0] if x.ndim > 1 else 1
-        tokens = 1
-        for size in x.shape[1:-1]:
-            tokens = tokens * size
+        if (stream := self._stream(x)) is not None:
+            return stream.ids, stream.positions
+        sequences, tokens = _cut(x)
         index = torch.arange(sequences, device=x.device).unsqueeze(1)
         place = torch.arange(tokens, device=x.device).unsqueeze(0)
         return index.expand(sequences, tokens), place.expand(sequences, tokens)
 
+    def sequences(self, x: Tensor) -> tuple[tuple[int, int], Tensor | None]:
+        """((sequences, tokens) of x [..., hidden], the mask of the tokens that are no padding, None: all are none).
+
+        Where the call has no ids of x's shape: an index along x's first axis is a sequence.
+        """
+        if (stream := self._stream(x)) is not None:
+            return (stream.ids.shape[0], stream.ids.shape[1]), stream.shown
+        mask = self._mask if self._mask is not None and x.shape[:-1] == self._mask.shape else None
+        return _cut(x), mask
+
+    def _stream(self, x: Tensor) -> _Stream | None:
+        for stream in self._seen:
+            if x.shape[:-1] == stream.ids.shape or (x.ndim == 2 and len(x) == stream.ids.numel()):
+                return stream
+        return None
+
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        named = [kwargs.get(name) for name in ("input_ids", "decoder_input_ids")]
-        found = [value for value in named if _is_ids(value)] or [value for value in args if _is_ids(value)][:1]
-        self._seen = tuple((ids.long(), _positions(ids, kwargs)) for ids in found if ids is not None)
+        named: list[tuple[str, Tensor]] = [(name, kwargs[name]) for name in _MASKS if _is_ids(kwargs.get(name))]
+        found = named or [("input_ids", value) for value in args if _is_ids(value)][:1]
+        self._seen = tuple(
+            _Stream(ids.long(), _positions(ids, kwargs), _shown(ids, kwargs.get(_MASKS[name]))) for name, ids in found
+        )
+        mask = kwargs.get("attention_mask")
+        self._mask = mask if isinstance(mask, Tensor) and not self._seen else None
 
     def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
-        self._seen = ()
+        self._seen, self._mask = (), None
+
+
+#: Inputs that are token ids, and the masks that go with them.
+_MASKS = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}
+
+
+def _cut(x: Tensor) -> tuple[int, int]:
+    """(sequences, tokens) of x [..., hidden] by its shape alone."""
+    tokens = 1
+    for size in x.shape[1:-1]:
+        tokens = tokens * size
+    return x.shape[0] if x.ndim > 1 else 1, tokens
 
 
 def _is_ids(value: Any) -> bool:
@@ -68,3 +114,10 @@ def _positions(ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
     length = getattr(cache, "get_seq_length", None)
     past = length() if callable(length) else 0
     return (torch.arange(ids.shape[1], device=ids.device) + past).unsqueeze(0).expand_as(ids)
+
+
+def _shown(ids: Tensor, mask: Any) -> Tensor | None:
+    """[sequences, tokens]; of a mask that covers a cache too, the part of the ids."""
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        return None
+    return mask[:, mask.shape[1] - ids.shape[1] :].expand_as(ids)

@@ -72,6 +72,8 @@ class TrainingRule:
     def check_layer(self, name: str, config: MoEConfig) -> None:
         """Raises UsageError for a layer of that shape on which the rule cannot be."""
         router = config.router
+        if config.smear and self != TrainingRule():
+            raise UsageError(f"{name}: runs one mean of its experts (SMEAR) and chooses none: call set_smear(model, False)")
         wanted = [option for option in _ROUTING_OPTIONS if getattr(self, option)]
         if wanted and (router is None or router.kind == "stochastic"):
             kind = "has no router" if router is None else "draws its experts"

@@ -76,9 +76,9 @@ def random_partition(layers: Mapping[str, MoELayer], seed: int = 0) -> Null:
 
 def expert_norms(layer: MoELayer, x: Tensor, h: Tensor, values: Tensor) -> Tensor:
     """[tokens, experts]: ||value_e E_e(x)|| for h [tokens, rows] and values [tokens, experts]; every expert is computed."""
-    offsets = layer.config.offsets
+    offsets, down = layer.config.offsets, layer.rows.down
     norms = [
-        torch.linalg.vector_norm(h[:, start:end] @ layer.down[start:end].to(x.dtype), dim=-1)
+        torch.linalg.vector_norm(h[:, start:end] @ down[start:end].to(x.dtype), dim=-1)
         for start, end in zip(offsets, offsets[1:])
     ]
     return torch.stack(norms, dim=-1) * values.abs()
@@ -105,13 +105,13 @@ def dealt_rows(layer: MoELayer, path: str, seed: int) -> Tensor:
     """[rows], a permutation: row `dealt[i]` of the layer stands where row i stood. It depends on path and seed alone."""
     digest = hashlib.sha256(f"{seed}/random-partition/{path}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.randperm(layer.config.rows, generator=generator).to(layer.up.device)
+    return torch.randperm(layer.config.rows, generator=generator).to(layer.rows.up.device)
 
 
 def _random(layer: MoELayer, path: str, seed: int) -> Compute:
     dealt = dealt_rows(layer, path, seed)
     routed = dealt[layer.config.shared :].split_with_sizes(list(layer.config.sizes))
-    keys, bias = (layer.up, layer.up_bias) if layer.gate is None else (layer.gate, layer.gate_bias)
+    keys, bias = layer.rows.keys
     mean_keys = torch.stack([keys[rows].float().mean(0) for rows in routed])
     mean_bias = None if bias is None else torch.stack([bias[rows].float().mean() for rows in routed])
 

@@ -21,19 +21,25 @@ _MAIN = ("logits", "last_hidden_state")
 
 
 @contextmanager
-def evaluating(*models: nn.Module | None) -> Iterator[None]:
-    """Eval mode without gradients for the block; every module's training flag is put back as it was."""
+def evaluation_mode(*models: nn.Module | None) -> Iterator[None]:
+    """Eval mode for the block; every module's training flag is put back as it was."""
     modules = [module for model in models if model is not None for module in model.modules()]
     flags = [module.training for module in modules]
     for model in models:
         if model is not None:
             model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, flag in zip(modules, flags):
             module.training = flag
+
+
+@contextmanager
+def evaluating(*models: nn.Module | None) -> Iterator[None]:
+    """Eval mode without gradients for the block."""
+    with evaluation_mode(*models), torch.no_grad():
+        yield
 
 
 def run(model: nn.Module, batch: Batch, **options: Any) -> Any:

@@ -36,7 +36,8 @@ def static_mask(model: nn.Module, layers: Mapping[str, MoELayer], batches: Itera
     fractions: dict[str, float] = {}
     for load in meter.results(routed):
         layer = routed[load.path]
-        gains = moments[load.path].to(layer.down.device) * layer.down.double().square().sum(-1)
+        down = layer.rows.down
+        gains = moments[load.path].to(down.device) * down.double().square().sum(-1)
         rows = min(max(round(load.active_fraction * layer.config.rows), 1), layer.config.rows)
         kept[load.path] = _masked(gains.topk(rows).indices)
         fractions[load.path] = rows / layer.config.rows

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from moeify.ir.activations import activation
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.routing import ChoiceRule, route
+from moeify.layers.rows import linear
 
 #: y [tokens, output] of a layer and x [tokens, hidden].
 Compute = Callable[[MoELayer, Tensor], Tensor]
@@ -40,13 +41,14 @@ def computed_by(layers: Mapping[str, MoELayer], compute: Mapping[str, Compute]) 
 def neuron_outputs(layer: MoELayer, x: Tensor) -> Tensor:
     """h [tokens, rows] of x [tokens, hidden], all rows of the layer."""
     act = activation(layer.config.activation)
-    up = _linear(x, layer.up, layer.up_bias)
-    return act(up) if layer.gate is None else act(_linear(x, layer.gate, layer.gate_bias)) * up
+    rows = layer.rows
+    up = linear(x, rows.up, rows.up_bias)
+    return act(up) if rows.gate is None else act(linear(x, rows.gate, rows.gate_bias)) * up
 
 
 def combined(layer: MoELayer, h: Tensor) -> Tensor:
     """y [tokens, output]: h [tokens, rows] (already gated) through the second matrix, with the output bias."""
-    return _linear(h, layer.down.T, layer.output_bias)
+    return linear(h, layer.rows.down.T, layer.output_bias)
 
 
 def compensated(layer: MoELayer, x: Tensor, y: Tensor, chosen: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ def compensated(layer: MoELayer, x: Tensor, y: Tensor, chosen: Tensor) -> Tensor
     if layer.idle is not None:
         y = y + (~chosen).to(x.dtype) @ layer.idle.to(x.dtype)
     if layer.low_rank_in is not None and layer.low_rank_out is not None:
-        y = y + _linear(_linear(x, layer.low_rank_in), layer.low_rank_out.T)
+        y = y + linear(linear(x, layer.low_rank_in), layer.low_rank_out.T)
     return y
 
 
@@ -83,7 +85,3 @@ def best(values: Tensor, count: Tensor) -> Tensor:
     order = values.sort(dim=-1, descending=True, stable=True).indices
     within = torch.arange(values.shape[-1], device=values.device) < count[:, None]
     return torch.zeros_like(within).scatter_(-1, order, within)
-
-
-def _linear(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.linear(x, matrix.to(x.dtype), None if bias is None else bias.to(x.dtype))

@@ -92,7 +92,9 @@ def _coerce(value: Any, annotation: Any, where: str, offers: Offers) -> Any:
     if own and isinstance(value, str):
         value = {"kind": value}
     if own and isinstance(value, Mapping):
-        kind = value.get("kind")
+        if "kind" not in value:
+            raise UsageError(f"{where} names no kind of strategy: give {{kind = ...}} with {' or '.join((*own, *offered))}")
+        kind = value["kind"]
         full = f"{where}.{kind}"
         found = offers.find(full, own, contract_of(annotation))
         if found is None:

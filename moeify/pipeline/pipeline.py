@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from moeify.errors import UsageError
-from moeify.ir.facts import CalibrationData, Experts
+from moeify.ir.facts import CalibrationData, Experts, NeuronImportance
 from moeify.ir.feed_forward import ReadTensor
 from moeify.ir.model_graph import Batch, ModelGraph
 from moeify.pipeline.context import PassContext, Progress, no_progress
@@ -68,17 +68,30 @@ class Pipeline:
 
 
 def check_experts(pipeline: Pipeline) -> None:
-    """Raises UsageError where several passes would make the experts, or a router is to choose more than there are."""
+    """Raises UsageError where several passes would make the experts, a router is to choose more than there are, or experts by
+    text groups are not as many as the groups."""
     steps = flatten(pipeline.passes)
     makers = [step for step in steps if Experts in step.gives and Experts not in step.needs]  # those that need some change them
     if len(makers) > 1:
         names = " and ".join(step.name for step in makers)
         raise UsageError(f"{names} each make experts of the same FFN: keep one of them in the recipe")
+    _check_groups(steps)
     counts = [count for step in steps if isinstance(count := getattr(step, "experts", None), int)]
     for step in steps:
         top_k = getattr(step, "top_k", None)
         if isinstance(top_k, int) and counts and top_k > counts[-1]:
             raise UsageError(f"{step.name}.top_k is {top_k} but there are {counts[-1]} experts: choose 1 to {counts[-1]}")
+
+
+def _check_groups(steps: list[Pass]) -> None:
+    groups = [(step.name, getattr(step, "groups", None)) for step in steps if NeuronImportance in step.gives]
+    for step in steps:
+        experts = getattr(step, "experts", None)
+        if groups and NeuronImportance in step.needs and isinstance(experts, int) and experts != groups[0][1]:
+            raise UsageError(
+                f"{step.name}.experts is {experts} but {groups[0][0]}.groups is {groups[0][1]}, and an expert is made of each "
+                "group: set both to the same number"
+            )
 
 
 def flatten(passes: Iterable[Pass]) -> list[Pass]:

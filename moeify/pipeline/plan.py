@@ -50,17 +50,19 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a conversion would do. Parameters are those of the whole model, active_parameters those that one token uses.
+    """What a conversion would do. Parameters are those of the whole model, active_parameters those that one token uses,
+    trained_parameters those that are in no frozen core.
 
     In bytes: weights is what the converted parameters take; peak_memory an estimate of what the conversion takes above the
-    process after imports; optimizer_memory what training all parameters with AdamW takes on top of the weights (two float32
-    states and a gradient each).
+    process after imports; optimizer_memory what training all of trained_parameters with AdamW takes on top of the weights (two
+    float32 states and a gradient each).
     """
 
     layers: tuple[PlannedLayer, ...]
     parameters_before: int
     parameters_after: int
     active_parameters: int
+    trained_parameters: int
     active_fraction: float
     weights: int
     peak_memory: int
@@ -103,15 +105,17 @@ def make_plan(passes: Sequence[Pass], graph: ModelGraph, model_parameters: int, 
     bounds = [parse_size(step.memory, "each-layer.memory") for step in flatten(passes) if isinstance(step, EachLayer)]
     alive = min([alive, *bounds])
     after = model_parameters + added
+    trained = after - sum(config.frozen for _, config in shapes)
     return Plan(
         layers=tuple(layers),
         parameters_before=model_parameters,
         parameters_after=after,
         active_parameters=model_parameters - before + round(active),
+        trained_parameters=trained,
         active_fraction=active / before if before else 1.0,
         weights=after * item_size,
         peak_memory=(model_parameters + after) * item_size + largest * (item_size + 8) + alive,
-        optimizer_memory=after * (2 * 4 + item_size),
+        optimizer_memory=trained * (2 * 4 + item_size),
         refusals=tuple((refusal.path, refusal.reason) for refusal in graph.refusals),
         notes=(),
     )

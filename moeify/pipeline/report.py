@@ -13,7 +13,7 @@ from moeify.pipeline.contract import Pass
 @dataclass(frozen=True)
 class LayerReport:
     """One converted FFN. Parameters count matrices; `active_fraction` is per token (docs/moe-layer.md), at the budget set by
-    top_k (a threshold's is known only by measuring). `measured` holds what passes reported, by name."""
+    top_k; with a threshold as a pass measured it on the calibration sample. `measured` holds what passes reported, by name."""
 
     path: str
     kind: str
@@ -33,7 +33,8 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did. data: what the calibration data say of themselves, digest included.
+    """What a run did. data: what the calibration data say of themselves, digest included. aligned: what an alignment with the
+    dense model did, if there was one.
 
     seconds: by pass name; left out of `to_json`, so that equal runs write equal bytes. passes, seed: what ran; the output
     folder keeps them as recipe.toml.
@@ -47,6 +48,7 @@ class Report:
     data: dict[str, Any] | None = None
     passes: tuple[Pass, ...] = ()
     seed: int = 0
+    aligned: dict[str, Any] | None = None
 
     @property
     def active_fraction(self) -> float:
@@ -79,6 +81,8 @@ def make_report(graph: ModelGraph, context: PassContext) -> Report:
     for site in graph.sites:
         if (config := graph.spliced.get(site.path)) is None:
             continue
+        measured = context.measurements.get(site.path, {})
+        usual = config.active_fraction(site.neurons)
         layers.append(
             LayerReport(
                 path=site.path,
@@ -93,8 +97,8 @@ def make_report(graph: ModelGraph, context: PassContext) -> Report:
                 threshold=config.threshold,
                 parameters_before=site.parameters,
                 parameters_after=config.parameters,
-                active_fraction=config.active_fraction(site.neurons),
-                measured=context.measurements.get(site.path, {}),
+                active_fraction=usual if config.threshold is None else measured.get("active_fraction", usual),
+                measured=measured,
             )
         )
     return Report(

@@ -10,6 +10,7 @@ from moeify.ir.facts import CalibrationData, Fact
 from moeify.ir.model_graph import ModelGraph
 from moeify.pipeline.context import PassContext
 from moeify.pipeline.contract import Pass
+from moeify.pipeline.order import LASTING
 
 
 def run_passes(passes: Sequence[Pass], graph: ModelGraph, context: PassContext) -> bool:
@@ -53,7 +54,7 @@ def _run_one(step: Pass, graph: ModelGraph, context: PassContext, before: list[s
     if really != changed:
         raise ConversionError(f"pass {step.name} returned {changed} but {'a' if really else 'no'} spec changed")
     if changed:
-        keep: tuple[type[Fact], ...] = (*step.keeps, *step.gives)
+        keep: tuple[type[Fact], ...] = (*step.keeps, *step.gives, *LASTING)
         for site in graph.sites:
             context.drop(site, keep)
     return changed

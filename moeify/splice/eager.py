@@ -9,42 +9,46 @@ from torch import Tensor, nn
 
 from moeify.errors import InputError
 from moeify.ir.feed_forward import Rewrite
+from moeify.ir.weight_place import WeightPlace
 from moeify.layers.channels import OverChannels
+from moeify.layers.inference import listen
 from moeify.layers.moe_layer import MoELayer
-from moeify.layers.stochastic_router import StochasticRouter
-from moeify.layers.token_input import TokenInput
 from moeify.splice.stand_in import StandIn, Stash, StashedLayer, StashInput
+from moeify.splice.way_back import remember, replace_module
 
 
-def install(model: nn.Module, rewrite: Rewrite, layer: MoELayer) -> None:
+def install(
+    model: nn.Module, rewrite: Rewrite, layer: MoELayer, path: str = "", places: Mapping[str, WeightPlace] | None = None
+) -> None:
     """Puts the layer where the rewrite says, in place; the dense weights are let go.
 
+    path, places: of the site and of its weights, by role, for the way back (`moeify.splice.way_back`); None: there is none.
     Raises InputError where the model has no such module or parameter.
     """
     try:
+        layer.origin = None if places is None else remember(model, path, rewrite, places)
         _WAYS[rewrite.way](model, rewrite.modules, OverChannels(layer) if rewrite.channels else layer)
     except (AttributeError, KeyError) as error:
         raise InputError(f"the model has no place for the MoE layer at {dict(rewrite.modules)}: {error}") from error
-    if isinstance(layer.router, StochasticRouter):
-        layer.router.tokens = TokenInput.of(model)
+    listen(model, layer)
 
 
 def _submodule(model: nn.Module, modules: Mapping[str, str], layer: nn.Module) -> None:
-    _replace(model, modules["ffn"], layer)
+    replace_module(model, modules["ffn"], layer)
 
 
 def _identity(model: nn.Module, modules: Mapping[str, str], layer: nn.Module) -> None:
     for role in ("up", "activation"):
         if role in modules:
-            _replace(model, modules[role], nn.Identity())
-    _replace(model, modules["down"], layer)
+            replace_module(model, modules[role], nn.Identity())
+    replace_module(model, modules["down"], layer)
 
 
 def _stash(model: nn.Module, modules: Mapping[str, str], layer: nn.Module) -> None:
     stash = Stash(axis=1 if isinstance(layer, OverChannels) else -1)
     for path in dict.fromkeys(modules[role] for role in ("gate", "up") if role in modules):
-        _replace(model, path, StashInput(stash, _width(model.get_submodule(path))))
-    _replace(model, modules["down"], StashedLayer(stash, layer))
+        replace_module(model, path, StashInput(stash, _width(model.get_submodule(path))))
+    replace_module(model, modules["down"], StashedLayer(stash, layer))
     owner = model.get_submodule(modules["down"].rpartition(".")[0])
     if isinstance(owner, nn.TransformerEncoderLayer):
         owner.activation_relu_or_gelu = 0  # else eval mode takes a fused path that reads linear1.weight
@@ -66,13 +70,6 @@ def _weights(model: nn.Module, modules: Mapping[str, str], layer: nn.Module) -> 
 
 
 _WAYS = {"submodule": _submodule, "identity": _identity, "stash": _stash, "weights": _weights}
-
-
-def _replace(model: nn.Module, path: str, new: nn.Module) -> None:
-    """Everywhere that the module at that path is registered: models register one object under several names."""
-    old = model.get_submodule(path)
-    for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
-        model.set_submodule(name, new)
 
 
 def _width(module: nn.Module) -> int:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
+import torch
+
+from moeify.errors import ConversionError
 from moeify.frontend.loaded import LoadedModel
 from moeify.frontend.match import Found, match
 from moeify.frontend.trace import Traced, trace
 from moeify.ir.feed_forward import FeedForward, Refusal
-from moeify.ir.model_graph import Batch
+from moeify.ir.model_graph import Batch, Loss, OutputGradient
 from moeify.ir.moe_spec import MoESpec
 from moeify.layers.moe_layer import MoELayer
 from moeify.splice.eager import install
+from moeify.splice.effects import EffectWalk
+from moeify.splice.gradients import output_gradients
 from moeify.splice.walk import GraphWalk
+
+#: Bytes: what is alive at a site stays in memory, for it is a batch or two.
+_UNBOUNDED = 1 << 62
 
 
 class EagerHost:
@@ -48,8 +56,23 @@ class EagerHost:
         layers = self.layers if prefix == "converted" else None
         return GraphWalk(self.model, self.traced, self._found, batches, layers, memory)
 
+    def gradients(self, batches: Iterable[Batch], loss: Loss) -> Iterator[dict[str, OutputGradient]]:
+        self.find()
+        assert self._found is not None
+        if self.layers:
+            raise ConversionError("gradients are those of the dense model: ask for them before a layer is converted")
+        return output_gradients(self.model, self.traced, self._found, batches, loss)
+
+    def effects(
+        self, sites: Sequence[FeedForward], batches: Iterable[Batch], size: float, generator: torch.Generator
+    ) -> list[float]:
+        self.find()
+        assert self._found is not None
+        with EffectWalk(self.model, self.traced, self._found, batches, None, _UNBOUNDED) as walk:
+            return walk.effects(sites, size, generator)
+
     def splice(self, site: FeedForward, spec: MoESpec) -> None:
         device = next(self.model.parameters()).device
         layer = MoELayer.from_spec(site, spec).eval().to(device)
-        install(self.model, site.rewrite, layer)
+        install(self.model, site.rewrite, layer, site.path, site.places)
         self.layers[site.path] = layer

@@ -44,7 +44,7 @@ class GraphWalk:
         self._layers = layers
         self._nodes = list(traced.graph.graph.nodes)
         self._index = {node: i for i, node in enumerate(self._nodes)}
-        self._leaving = _last_uses(self._nodes, self._index, found)
+        self._leaving = last_uses(self._nodes, self._index, found)
         self._states = SpilledList(memory)
         self._positions: list[int] = []
         self._masks: list[TokenMasks] = []
@@ -133,7 +133,7 @@ class GraphWalk:
         return self._masks[number].real(x.reshape(-1, x.shape[-1]).cpu(), call.x in self._decoding)
 
 
-def _last_uses(nodes: list[fx.Node], index: Mapping[fx.Node, int], found: Found) -> dict[int, list[fx.Node]]:
+def last_uses(nodes: list[fx.Node], index: Mapping[fx.Node, int], found: Found) -> dict[int, list[fx.Node]]:
     """Position -> nodes whose last use it is. A site's input lives until the site's output is made."""
     last = {node: max((index[user] for user in node.users), default=index[node]) for node in nodes}
     for calls in found.calls.values():

@@ -16,7 +16,7 @@ from moeify.training.settings import enter
 
 
 @dataclass(frozen=True)
-class LayerLoad:
+class LayerReading:
     """One layer since the last reading. tokens: how many it saw, padding left out. shares [experts]: the share of these tokens
     that each expert was chosen by, before dropout and capacity; they sum to the mean number of experts on. dead: experts that
     no token chose. entropy: of the router's probabilities, the mean over tokens, in nats; from 0 to log(experts). dropped: the
@@ -54,17 +54,17 @@ class ExpertLoad:
             layer.training_state.tally = layer.training_state.tally or Tally()
         self.read()
 
-    def read(self) -> dict[str, LayerLoad]:
+    def read(self) -> dict[str, LayerReading]:
         """By the paths of the layers that ran."""
         found = {}
         for path, layer in self._layers.items():
             tally = layer.training_state and layer.training_state.tally
             if tally and (count := tally.take(self._name)) is not None and count.sums[-3] > 0:
-                found[path] = _layer_load(count)
+                found[path] = _layer_reading(count)
         return found
 
 
-def scalars(loads: Mapping[str, LayerLoad], prefix: str = "moe/") -> dict[str, float]:
+def scalars(loads: Mapping[str, LayerReading], prefix: str = "moe/") -> dict[str, float]:
     """What a dashboard takes: of each layer max_share and min_share (of all choices; 1 / experts is even), dead (how many),
     entropy and dropped, named prefix, path, "/" and these; and prefix with "dead", the sum over layers.
     """
@@ -77,8 +77,8 @@ def scalars(loads: Mapping[str, LayerLoad], prefix: str = "moe/") -> dict[str, f
     return found | {f"{prefix}dead": float(sum(len(load.dead) for load in loads.values()))}
 
 
-def _layer_load(count: Count) -> LayerLoad:
+def _layer_reading(count: Count) -> LayerReading:
     *chosen, tokens, entropy, dropped = count.sums.tolist()
     dead = tuple(e for e, choices in enumerate(chosen) if not choices)
     shares = tuple(choices / tokens for choices in chosen)
-    return LayerLoad(round(tokens), shares, dead, entropy / tokens, dropped / (sum(chosen) or 1.0))
+    return LayerReading(round(tokens), shares, dead, entropy / tokens, dropped / (sum(chosen) or 1.0))

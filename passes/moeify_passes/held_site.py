@@ -33,6 +33,10 @@ def token_chunks(inputs: Tensor, width: int, limit: int = CHUNK_BYTES) -> Iterat
         yield chunk.float()
 
 
-def _held(weight: Weight) -> Weight:
-    value = weight.read().float()
+def given(weight: Weight, value: Tensor) -> Weight:
+    """The handle with that value in place of the host's; neuron-major."""
     return Weight(weight.parameter, tuple(value.shape), lambda _: value)
+
+
+def _held(weight: Weight) -> Weight:
+    return given(weight, weight.read().float())

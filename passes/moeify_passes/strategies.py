@@ -34,6 +34,15 @@ class ExpertStrategy(Strategy, Protocol):
 
 
 @runtime_checkable
+class Shares(Protocol):
+    """An expert strategy that knows which neurons the shared expert should take; of others, activation-markers decides."""
+
+    def share(self, site: FeedForward, size: int, context: PassContext) -> Tensor:
+        """`size` neurons (int64 indices, ascending), chosen before the others are grouped."""
+        ...
+
+
+@runtime_checkable
 class RouterStrategy(Strategy, Protocol):
     """Decides where scores come from: `by` of insert-router."""
 

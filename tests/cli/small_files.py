@@ -10,11 +10,12 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import moeify
 import zoo_huggingface
-from cli.tiny_models import HIDDEN, deep_stack, stack
+from cli.tiny_models import HIDDEN, deep_stack, example, stack, wide_stack
 from frontend.exported_traps import TRAPS, write_archive
 from frontend.pickle_traps import save_pickle
 
@@ -76,6 +77,25 @@ def _llama(path: Path) -> None:
         torch.manual_seed(0)
         model: Any = zoo_huggingface.build("llama")
         model.save_pretrained(path)
+
+
+def _nan_llama(path: Path) -> None:
+    _llama(path)
+    _changed(path / "model.safetensors", lambda name, value: value * float("nan") if name.endswith("up_proj.weight") else value)
+
+
+def _wide_llama(path: Path) -> None:
+    """Every tensor twice as long."""
+    _llama(path)
+    _changed(path / "model.safetensors", lambda _, value: torch.cat((value, value)))
+
+
+def _changed(path: Path, change: Callable[[str, Tensor], Tensor]) -> None:
+    save_file({name: change(name, value) for name, value in load_file(path).items()}, path, {"format": "pt"})
+
+
+def _upcycled(path: Path) -> None:
+    moeify.convert(stack(), path, recipe="upcycle", experts=2, example=example())
 
 
 def _broken_llama(path: Path) -> None:
@@ -150,6 +170,10 @@ FILES: Mapping[str, Callable[[Path], Any]] = MappingProxyType(
         "cut-llama": _cut_llama,
         "empty-folder": Path.mkdir,
         "old-folder": _old_folder,
+        "nan-llama": _nan_llama,
+        "wide-llama": _wide_llama,
+        "wide.pt": _saved(lambda: wide_stack().state_dict()),
+        "upcycled": _upcycled,
         "a-file": _text("a file"),
         "text.txt": _text("The quick brown fox jumps over the lazy dog.\n" * 20),
         "empty.txt": _text(""),

@@ -147,6 +147,20 @@ def test_what_a_model_that_grows_will_take_is_told_first(moeify: Run, tmp_path: 
     assert "parameters" not in moeify(f"{upcycle} --force --json").out.splitlines()[0]
 
 
+def test_of_experts_on_a_frozen_core_only_what_is_trained_needs_an_optimizer(moeify: Run) -> None:
+    done = moeify(
+        f"convert model.pt {TINY} -o out --recipe lora-experts --experts 8 --set 'upcycle-experts.by={{kind=\"lora\", rank=4}}'"
+    )
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[0] == (
+        "parameters 1,104 -> 6,352, active for one token 2,512; training the 5,248 that are not frozen with AdamW takes 0.1 MiB"
+        " besides the weights"
+    )
+    assert done.out.splitlines()[-1].startswith(
+        "converted 2 feed-forward networks with recipe lora-experts, active fraction 237.5%"
+    )
+
+
 def test_bfloat16_halves_the_weights(moeify: Run, tmp_path: Path) -> None:
     def size(name: str) -> int:
         return sum(file.stat().st_size for file in (tmp_path / name).glob("*.safetensors"))

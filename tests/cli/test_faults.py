@@ -11,6 +11,9 @@ import pytest
 from cli.command_line import Outcome
 from cli.small_files import write_files
 from cli.tiny_models import TINY
+from cli.upcycling_faults import RECIPES as UPCYCLE_RECIPES
+from cli.upcycling_faults import UPCYCLING
+from moeify.pipeline import memory
 
 # caption, command line, exit code, what the message says (each must occur)
 Fault = tuple[str, str, int, tuple[str, ...]]
@@ -184,7 +187,7 @@ OUTPUTS: list[Fault] = [
     ("an evaluation of a dense model", "evaluate llama --data rows.pt", 1, ("llama",)),
 ]  # fmt: skip
 
-FAULTS = [*USAGE, *RECIPES, *MODELS, *DATA, *OUTPUTS]
+FAULTS = [*USAGE, *RECIPES, *MODELS, *DATA, *OUTPUTS, *UPCYCLING]
 
 
 @pytest.mark.parametrize(("caption", "line", "code", "words"), FAULTS, ids=[f"{f[0]}: {f[1]}" for f in FAULTS])
@@ -197,7 +200,7 @@ def test_a_fault_is_one_line_and_leaves_nothing(
     tmp_path: Path,
     kept: Path,
 ) -> None:
-    write_files(re.split(r"[\s=/]+", line), tmp_path, kept)
+    write_files(re.split(r"[\s=/\"\[\],]+", line), tmp_path, kept)
     before = contents(tmp_path)
     done = moeify(line)
     assert done.code == code, done.err
@@ -207,6 +210,20 @@ def test_a_fault_is_one_line_and_leaves_nothing(
     assert message.startswith("moeify: error: ")
     assert not [word for word in words if word not in message], message
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model"), [*((recipe, f"nan.pt {TINY}") for recipe in UPCYCLE_RECIPES), ("lora-experts", "nan-llama")]
+)
+def test_copies_that_exceed_the_memory_are_refused_before_a_weight_is_read(
+    recipe: str, model: str, moeify: Callable[[str], Outcome], tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "machine_memory", lambda: 10_000)
+    write_files(["nan.pt", "nan-llama"], tmp_path, kept)
+    done = moeify(f"convert {model} -o out --recipe {recipe} --experts 64")
+    assert (done.code, done.out) == (2, "")
+    assert re.fullmatch(r"moeify: error: the converted weights take .* choose fewer experts \(--experts\), .*\n", done.err)
+    assert not (tmp_path / "out").exists()
 
 
 def contents(folder: Path) -> dict[str, int]:

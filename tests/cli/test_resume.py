@@ -27,6 +27,8 @@ CONVERSIONS = {
     "some layers": f"{MARKERS} --layers every:2",
     "with ONNX": f"{MARKERS} --export onnx",
     "copies with new weights": f"convert deep.pt -o out {DEEP} --recipe drop-upcycle --experts 3",
+    "aligned": f"{MARKERS} --align steps=40,tokens=8,learning_rate=0.001",
+    "experts on a frozen core": f"convert deep.pt -o out {DEEP} --recipe lora-experts --experts 3",
     "stochastic experts": f"convert deep.pt -o out {DEEP} --recipe thor --experts 3",
 }
 
@@ -35,13 +37,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def stop_at(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C, as the conversion comes to its `layer`-th layer (from 0)."""
+def stop_at(layer: int, monkeypatch: pytest.MonkeyPatch, at: str = "converting layers") -> None:
+    """Ctrl-C, as the conversion comes to its `layer`-th layer (from 0), or to such a number of something else."""
     convert = api.convert
 
     def stopped(*args: Any, **options: Any) -> Any:
         def progress(task: str, done: int, total: int | None) -> None:
-            if (task, done) == ("converting layers", layer):
+            if (task, done) == (at, layer):
                 raise KeyboardInterrupt
 
         return convert(*args, **{**options, "progress": progress})
@@ -77,10 +79,23 @@ def test_a_conversion_may_be_ended_again_and_again(moeify: Run, tmp_path: Path, 
     assert "4 layers were taken over" in moeify(f"{MARKERS} --resume").err
 
 
+def test_an_alignment_goes_on_where_it_was_ended(moeify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = CONVERSIONS["aligned"]
+    assert moeify(line).code == 0
+    (tmp_path / "out").rename(tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        stop_at(70, patch, "aligning")
+        assert moeify(line).code == 130
+    assert (tmp_path / ".out.moeify-journal" / "aligned.safetensors").exists()
+    assert moeify(f"{line} --resume").code == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
+
+
 CHANGED = [
     ("another recipe", "--recipe markers", "--recipe random", "recipe and calibration data"),
     ("another option", "--top-k 2", "--top-k 1", "recipe"),
     ("another seed", "--top-k 2", "--top-k 2 --seed 3", "recipe"),
+    ("another alignment", "--top-k 2", "--top-k 2 --align steps=4", "alignment"),
     ("another dtype", "--top-k 2", "--top-k 2 --dtype bf16", "example and number type and device"),
     ("other data", "cli.tiny_models:batches", "rows.pt", "calibration data"),
     ("another model", "convert deep.pt", "convert shallow.pt", "model"),

@@ -315,7 +315,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_dense_model_is_never_replaced_by_the_converted_one(tmp_path: Path) -> None:
     loaded, layers = _huggingface("llama", tmp_path)
     for place in (tmp_path / "dense" / "llama", tmp_path / "dense"):
-        with pytest.raises(OutputError, match="holds the dense model"):
+        with pytest.raises(OutputError, match="holds the model that is being read"):
             _save(loaded, layers, place, force=True)
     assert (tmp_path / "dense" / "llama" / "config.json").is_file()
 

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from moeify.errors import InputError
 from moeify.export.manifest import LayerEntry, Manifest, parse_manifest, read_manifest
 from moeify.frontend.loaded import SourceInfo
+from moeify.ir.composition import Composition
 from moeify.ir.feed_forward import Rewrite
 from moeify.ir.moe_config import MoEConfig, RouterConfig
+from moeify.ir.weight_place import WeightPlace
 
 MANIFEST = Manifest(
     source=SourceInfo("state-dict", "m.pt", "my.models.Tiny", {"m.pt": "00ff"}, "my.models:make"),
@@ -26,6 +28,15 @@ MANIFEST = Manifest(
         "z.mlp": LayerEntry(
             Rewrite("submodule", {"ffn": "z.mlp"}, output_dropout=0.1),
             MoEConfig(4, 4, "gelu", True, (2, 5, 9), RouterConfig("linear"), top_k=1, threshold=0.5, rank=3),
+            {
+                "up": WeightPlace("z.mlp.both", (9, 4), (9, 18), transposed=True),
+                "gate": WeightPlace("z.mlp.both", (9, 4), (0, 9), transposed=True),
+                "down": WeightPlace("z.mlp.down", (9, 4)),
+            },
+        ),
+        "l.mlp": LayerEntry(
+            Rewrite("submodule", {"ffn": "l.mlp"}),
+            MoEConfig(4, 4, "gelu", False, (0, 3, 6), neurons=3, shards=1, composed=Composition("lora", 2, 4.0)),
         ),
         "a.mlp": LayerEntry(Rewrite("identity", {"up": "a.u", "down": "a.d"}), MoEConfig(4, 6, "relu", False, (0, 3))),
     },
@@ -39,16 +50,18 @@ GOOD: dict[str, Any] = json.loads(MANIFEST.to_json())
 def test_what_is_written_is_read_back_in_its_order() -> None:
     again = parse_manifest(json.loads(MANIFEST.to_json()), "m")
     assert again == MANIFEST
-    assert list(again.layers) == ["z.mlp", "a.mlp"]
+    assert list(again.layers) == ["z.mlp", "l.mlp", "a.mlp"]
     assert again.to_json() == MANIFEST.to_json()
 
 
 def test_a_manifest_of_before_upcycling_is_read() -> None:
-    old = copy.deepcopy(GOOD)
+    old, now = copy.deepcopy(GOOD), copy.deepcopy(GOOD)
+    for data in (old, now):
+        data["layers"] = [layer for layer in data["layers"] if layer["config"]["composed"] is None]
     for layer in old["layers"]:
-        for name in ("neurons", "shards", "detach_sum"):
+        for name in ("neurons", "shards", "detach_sum", "composed"):
             del layer["config"][name]
-    assert parse_manifest(old, "m") == MANIFEST
+    assert parse_manifest(old, "m") == parse_manifest(now, "m")
     assert MANIFEST.layers["z.mlp"].config.dense_neurons == 9
 
 
@@ -65,6 +78,8 @@ def _at(*way: str | int) -> Callable[[dict[str, Any]], Any]:
 _LAYER = _at("layers", 0)
 _CONFIG = _at("layers", 0, "config")
 _REWRITE = _at("layers", 0, "rewrite")
+_DENSE = _at("layers", 0, "dense")
+_COMPOSED = _at("layers", 1, "config", "composed")
 
 #: caption, what is changed, what the message says
 FAULTS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
@@ -82,7 +97,7 @@ FAULTS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("a dtype of no torch", lambda d: d.update(dtype="float33"), "field dtype is 'float33'"),
     ("a dtype that is something else", lambda d: d.update(dtype="load"), "field dtype is 'load'"),
     ("layers of a table", lambda d: d.update(layers={}), "field layers is a table, not a list"),
-    ("a layer of null", lambda d: d["layers"].append(None), r"layers\[2\]: is null, not a table"),
+    ("a layer of null", lambda d: d["layers"].append(None), r"layers\[3\]: is null, not a table"),
     ("a layer twice", lambda d: d["layers"].append(d["layers"][0]), "names a path twice"),
     ("a layer without a path", lambda d: _LAYER(d).pop("path"), r"layers\[0\]: field path is missing"),
     (
@@ -108,7 +123,23 @@ FAULTS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("shards that do not divide", lambda d: _CONFIG(d).update(shards=3), "config: .*shards is 3: the 2 experts cannot"),
     ("a detached sum of text", lambda d: _CONFIG(d).update(detach_sum="no"), "config: field detach_sum is a text"),
     ("a detached sum of nothing", lambda d: _CONFIG(d).update(detach_sum=True), "config: .*set normalize too"),
+    (
+        "a core of text",
+        lambda d: _at("layers", 1, "config")(d).update(composed="lora"),
+        "field composed is a text, not a table",
+    ),
+    ("an unknown composition", lambda d: _COMPOSED(d).update(kind="loar"), r"layers\[1\]: config: .*composition is 'loar'"),
+    ("a rank of text", lambda d: _COMPOSED(d).update(rank="2"), "config: composed: field rank is a text, not a whole number"),
+    ("no alpha", lambda d: _COMPOSED(d).pop("alpha"), "config: composed: field alpha is missing"),
+    ("a negative rank", lambda d: _COMPOSED(d).update(rank=-1), "config: .*rank of lora is -1"),
+    ("a core of another size", lambda d: _at("layers", 1, "config")(d).update(neurons=2), "as many rows as the core, 2"),
     ("a router of text", lambda d: _CONFIG(d).update(router="linear"), "description of an MoE layer is damaged"),
+    ("dense weights of a list", lambda d: _LAYER(d).update(dense=[]), r"layers\[0\]: field dense is a list, not a table"),
+    ("dense weights without up", lambda d: _DENSE(d).pop("up"), r"layers\[0\]: dense: field up is missing"),
+    ("a dense weight of no name", lambda d: _DENSE(d).update(side={}), "dense: field 'side' is unknown"),
+    ("a place of text", lambda d: _DENSE(d).update(up="z.mlp.up"), "dense: field up is a text, not a table"),
+    ("a shape of one size", lambda d: _DENSE(d)["up"].update(shape=[9]), "dense: up: field shape holds 1 numbers, not 2"),
+    ("rows of three", lambda d: _DENSE(d)["up"].update(rows=[0, 1, 2]), "dense: up: field rows holds 3 numbers, not 2"),
     ("an unknown kind of source", lambda d: d["source"].update(kind="onnx"), "source: field kind is 'onnx'"),
     ("a factory of a number", lambda d: d["source"].update(factory=1), "source: field factory is a whole number"),
     ("a digest of null", lambda d: d["digests"].update(x=None), "digests: field x is null"),

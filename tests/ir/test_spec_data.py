@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from moeify.ir.composed_spec import ComposedSpec
+from moeify.ir.composition import Composition
 from moeify.ir.moe_config import RouterConfig
 from moeify.ir.moe_spec import Compensation, MoESpec, Router
 from moeify.ir.spec_data import spec_data, spec_of
@@ -42,6 +44,11 @@ CASES: dict[str, MoESpec] = {
     "a stochastic router": MoESpec(
         EXPERTS, router=Router(RouterConfig("stochastic", scope="token", inference="fixed", seed=7), {}), top_k=1
     ),
+    "a frozen core and residuals": MoESpec(EXPERTS, shards=1, composed=ComposedSpec(Composition("residual"))),
+    "a frozen core and adapters": MoESpec(
+        EXPERTS,
+        composed=ComposedSpec(Composition("lora", 2, 3.0), {"down": torch.randn(3, 4)}, {"up_a": torch.randn(2, 2, 4)}),
+    ),
     "new weights": MoESpec(EXPERTS, weights={"up": torch.randn(5, 4), "output_bias": torch.randn(4)}),
 }
 
@@ -63,7 +70,7 @@ def plain(value: Any) -> Any:
     """The value with its tensors as lists."""
     if isinstance(value, Tensor):
         return (str(value.dtype), value.tolist())
-    if isinstance(value, MoESpec | Router | Compensation):
+    if isinstance(value, MoESpec | Router | Compensation | ComposedSpec):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}

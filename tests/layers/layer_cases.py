@@ -12,10 +12,11 @@ from moe_cases import Case
 from moe_reference import Float
 from moe_reference import moe as reference
 from moeify.ir.moe_config import MoEConfig, RouterConfig
-from moeify.layers.experts import LayerWeights, Rows, run_layer
+from moeify.layers.experts import LayerWeights, run_layer
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.operator import moe
 from moeify.layers.routing import ChoiceRule
+from moeify.layers.rows import Rows
 
 OPERATOR_INPUTS = (
     "x", "scores", "up", "down", "offsets", "k", "threshold", "gate", "up_bias", "gate_bias", "selection_bias", "output_bias",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from layers.dense_sites import dense_site, split_spec
+from moe_reference import scores
 from moeify.errors import UsageError
 from moeify.ir.moe_config import MoEConfig, RouterConfig
 from moeify.ir.moe_spec import Router
@@ -28,6 +30,23 @@ ROUTERS = {
         RouterConfig("mlp", bias=True, width=5, activation="gelu", output="abs"),
         {"weight_in": drawn(5, 6), "bias_in": drawn(5), "weight_out": drawn(3, 5), "bias_out": drawn(3)},
     ),
+    "unit input": Router(RouterConfig("linear", bias=True, unit_input=True), {"weight": drawn(3, 6), "bias": drawn(3)}),
+    "mlp, unit input, relative": Router(
+        RouterConfig("mlp", width=5, activation="tanh", unit_input=True, output="relative"),
+        {"weight_in": drawn(5, 6), "weight_out": drawn(3, 5)},
+    ),
+    "neuron": Router(RouterConfig("neuron", activation="gelu"), {"up": drawn(3, 6)}),
+    "neuron, gated, abs": Router(
+        RouterConfig("neuron", activation="silu", gated=True, output="abs"), {"up": drawn(3, 6), "gate": drawn(3, 6) + 0.1}
+    ),
+    "neuron, gated, biases": Router(
+        RouterConfig("neuron", activation="silu", gated=True, bias=True),
+        {"up": drawn(3, 6), "gate": drawn(3, 6) - 0.1, "up_bias": drawn(3), "gate_bias": drawn(3) + 0.2},
+    ),
+    "spectral": Router(RouterConfig("spectral", width=2), {"up": drawn(6, 6)}),
+    "spectral, gated": Router(
+        RouterConfig("spectral", width=2, gated=True), {"up": drawn(6, 6), "gate": drawn(6, 6) * 2 + 0.3}
+    ),
     "mlp, no activation": Router(RouterConfig("mlp", width=2), {"weight_in": drawn(2, 6), "weight_out": drawn(3, 2)}),
 }
 
@@ -38,6 +57,46 @@ def test_scores_equal_those_of_the_spec(caption: str) -> None:
     layer = MoELayer.from_spec(site, replace(split_spec(site, experts=3), router=router))
     x = drawn(7, site.hidden)
     torch.testing.assert_close(layer.route(x).scores, router.scores(x))
+
+
+@pytest.mark.parametrize("caption", ROUTERS)
+def test_scores_are_those_of_the_definition(caption: str) -> None:
+    router = ROUTERS[caption]
+    config, x = router.config, drawn(7, 6)
+    tensors = {name: value.double().numpy() for name, value in router.tensors.items()}
+    tensors["experts"] = np.array(3)
+    wanted = [
+        scores(
+            token, tensors, kind=config.kind, activation=config.activation or "identity", output=config.output,
+            unit_input=config.unit_input,
+        )
+        for token in x.double().numpy()
+    ]  # fmt: skip
+    torch.testing.assert_close(router.scores(x).double(), torch.from_numpy(np.array(wanted)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("caption", ROUTERS)
+def test_parameters_are_the_weights_of_its_matrices(caption: str) -> None:
+    router = ROUTERS[caption]
+    matrices = sum(value.numel() for value in router.tensors.values() if value.ndim == 2)
+    assert router.config.parameters(hidden=6, experts=3) == matrices
+    assert router.config.shapes(hidden=6, experts=3) == {name: tuple(value.shape) for name, value in router.tensors.items()}
+
+
+@pytest.mark.parametrize("caption", ["mlp, unit input, relative", "spectral, gated", "unit input"])
+def test_a_token_of_zeros_and_half_precision_give_finite_scores(caption: str) -> None:
+    x = torch.cat((torch.zeros(1, 6), 10 * drawn(3, 6))).half()
+    scores = ROUTERS[caption].scores(x)
+    assert scores.dtype == torch.float16
+    assert bool(torch.isfinite(scores).all())
+
+
+@pytest.mark.parametrize("caption", ROUTERS)
+def test_every_router_has_a_gradient(caption: str) -> None:
+    layer = MoELayer.from_spec(dense_site(), replace(split_spec(dense_site(), experts=3), router=ROUTERS[caption], top_k=1))
+    layer(drawn(7, 6)).square().sum().backward()
+    assert layer.router is not None
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in layer.router.parameters())
 
 
 def average_key_layer(gated: bool, bias: bool, sizes: tuple[int, ...]) -> MoELayer:

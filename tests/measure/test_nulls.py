@@ -11,9 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from layers.composed_layers import RULES, composed_layer
+from layers.composed_layers import inputs as composed_inputs
 from measure.small_models import HIDDEN, NEURONS, batches, converted_llama, llama, logits_of, moe_of
+from moeify.ir.composition import Composition
 from moeify.ir.moe_config import RouterConfig
 from moeify.layers.budget import moe_layers, set_top_k
+from moeify.layers.folding import folded
 from moeify.layers.moe_layer import MoELayer
 from moeify.measure.null_models import null_models
 from moeify.measure.nulls import Null, all_on, dealt_rows, expert_norms, oracle, random_partition
@@ -65,6 +69,20 @@ def test_all_on_is_the_dense_model_for_a_partition() -> None:
         close(logits_of(model, batch), logits_of(dense, batch))
     assert torch.equal(logits_of(model, batch), routed)
     assert float((routed - logits_of(dense, batch)).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_nulls_of_experts_on_a_frozen_core(rule: Composition) -> None:
+    options: dict[str, Any] = {"top_k": 2, "gate_rule": "softmax", "gated": True, "shared": True, "output_bias": True}
+    layer, plain = (composed_layer(rule, **options) for _ in range(2))
+    plain, x = folded(plain), composed_inputs(30)
+    for null in (all_on, oracle):
+        close(within(null({"": layer}), layer, x), within(null({"": plain}), plain, x))
+    fractions = all_on({"": layer}).fractions
+    assert fractions[""] == pytest.approx(layer.config.active_fraction(5, 4))
+    set_top_k(layer, None)
+    with torch.no_grad():
+        close(within(all_on({"": plain}), plain, x), layer(x))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_reference import moe
+from moe_reference import composed, moe
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
 from moeify.ir.moe_spec import MoESpec
@@ -54,6 +54,12 @@ def reference(site: FeedForward, spec: MoESpec, x: Tensor) -> Tensor:
     """The layer's output by tests/moe_reference.py, float64 [tokens, output] for float64 x [tokens, hidden]."""
     tensors = {name: value.double().numpy() for name, value in spec.tensors(site).items() if not name.startswith("router.")}
     scores = torch.zeros(len(x), len(spec.experts)) if spec.router is None else spec.router.scores(x)
+    if (form := spec.composed) is not None:
+        core, own = (
+            {n.partition(".")[2]: tensors.pop(n) for n in list(tensors) if n.startswith(f"{p}.")}
+            for p in ("core", form.rule.kind)
+        )
+        tensors |= composed(core, own, form.rule.kind, rank=form.rule.rank, alpha=form.rule.alpha)
     y = moe(
         x.numpy(),
         scores.double().numpy(),

@@ -8,22 +8,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeify.errors import UsageError
-from moeify.ir.facts import ActivationSample, FeedForwards, NeuronGroups
+from moeify.ir.facts import ActivationSample, CoActivation, FeedForwards, NeuronGroups, NeuronImportance
 from moeify.ir.feed_forward import FeedForward
 from moeify_passes.analyse.cluster_neurons import ClusterNeurons
+from moeify_passes.analyse.measure_co_activation import MeasureCoActivation
 from moeify_passes.experts.activation_markers import ActivationMarkers
 from moeify_passes.experts.balanced_k_means import BalancedKMeans
+from moeify_passes.experts.co_activation_graph import CoActivationGraph
+from moeify_passes.experts.gradient_importance import GradientImportance
 from moeify_passes.experts.markers import marker_rates
 from moeify_passes.experts.random import Random
 from passes.tiny import SITES, correlated_inputs, graph_of, random_site, sampled_context
 
-BY: dict[str, Any] = {"random": Random(), "k-means": BalancedKMeans(), "markers": ActivationMarkers()}
+BY: dict[str, Any] = {
+    "random": Random(),
+    "k-means": BalancedKMeans(),
+    "markers": ActivationMarkers(),
+    "co-activation, spectral": CoActivationGraph("spectral"),
+    "co-activation, metis": CoActivationGraph("metis"),
+    "gradient": GradientImportance(),
+}
 STRATEGIES = pytest.mark.parametrize("by", BY.values(), ids=BY)
 
 
 def groups_of(step: ClusterNeurons, site: FeedForward, seed: int = 0) -> NeuronGroups:
     graph = graph_of(site)
     context = sampled_context(graph, seed=seed)
+    if CoActivation in step.needs:
+        MeasureCoActivation(neighbours=8, tokens=200).run(graph, context)
+    if NeuronImportance in step.needs:
+        assert isinstance(step.experts, int)
+        generator = torch.Generator().manual_seed(1)
+        values = torch.rand(step.experts, site.neurons, generator=generator)
+        context.put(site, NeuronImportance(values, torch.zeros(step.experts, site.hidden), torch.ones(step.experts)))
     assert not step.run(graph, context)
     return context.get(site, NeuronGroups)
 
@@ -59,7 +76,7 @@ def test_another_seed_gives_other_random_experts() -> None:
     assert not torch.equal(torch.cat(a.groups), torch.cat(b.groups))
 
 
-@STRATEGIES
+@pytest.mark.parametrize("by", [by for kind, by in BY.items() if kind != "gradient"], ids=lambda by: by.kind)
 def test_shared_neurons_are_those_marked_most_often(by: Any) -> None:
     site = random_site(gated=True)
     shared = groups_of(ClusterNeurons(4, 2, by=by), site).shared

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moeify.errors import ConversionError, UsageError
+from moeify.ir.facts import ActivationSample, Experts, Routing
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
 from moeify.ir.moe_config import RouterConfig
@@ -15,6 +16,7 @@ from moeify_passes.expert_rows import expert_rows
 from moeify_passes.rewrite.compensate import Compensate
 from moeify_passes.rewrite.idle_means import idle_means, relative_squared_error
 from moeify_passes.rewrite.insert_router import InsertRouter
+from moeify_passes.routers.held_out import held_out
 from passes.rewriting import check_rewrite, reference
 from passes.tiny import SITES, correlated_inputs, graph_of, random_site, sampled_context
 
@@ -117,5 +119,30 @@ def test_refuses_a_layer_without_router_and_an_unknown_kind() -> None:
     graph.specs[graph.sites[0].path] = MoESpec((torch.arange(48),))
     with pytest.raises(ConversionError, match="a layer without a router chooses no experts: insert a router first"):
         Compensate().run(graph, sampled_context(graph))
-    with pytest.raises(UsageError, match=r"compensate\.kind is 'rank': choose idle-mean"):
+    with pytest.raises(UsageError, match=r"compensate\.kind is 'rank': choose idle-mean or mean-bias"):
         Compensate(kind="rank")  # type: ignore[arg-type]  # wrong on purpose
+
+
+@pytest.mark.parametrize("caption", SITES)
+@pytest.mark.parametrize("router", [False, True])
+def test_a_mean_bias_makes_the_mean_output_that_of_the_dense_network(caption: str, router: bool) -> None:
+    """With a router, or without one where half of the neurons are in no expert."""
+    site = SITES[caption]()
+    graph, context = routed(site)
+    if not router:
+        graph.specs[site.path] = MoESpec((torch.arange(0, site.neurons, 2),))
+    step, before = Compensate(kind="mean-bias"), graph.specs[site.path]
+    assert step.run(graph, context)
+    assert not step.run(graph, context), "a second run finds the same"
+    spec, figures = graph.specs[site.path], context.measurements[site.path]
+    fit, _ = held_out(site, correlated_inputs(1500), context.generator("held-out", site))
+    missing = (site.forward(fit.double()) - reference(site, spec, fit.double())).mean(0)
+    assert float(missing.abs().max()) < (2e-2 if "bfloat16" in caption else 1e-5)
+    assert figures["squared_error"] < figures["squared_error_uncompensated"]
+    assert spec.active_fraction(site) == before.active_fraction(site)
+    assert step.foresee(site, before.config(site)) == spec.config(site)
+
+
+def test_needs_follow_the_kind() -> None:
+    assert Compensate().needs == (Routing, ActivationSample)
+    assert Compensate(kind="mean-bias").needs == (Experts, ActivationSample)

@@ -22,7 +22,9 @@ from moeify_passes.routers.average_key import AverageKey
 from moeify_passes.routers.random_router import RandomRouter
 from moeify_passes.upcycling.checkpoints import Checkpoints
 from moeify_passes.upcycling.drop import Drop
+from moeify_passes.upcycling.lora import Lora
 from moeify_passes.upcycling.noise import Noise
+from moeify_passes.upcycling.residual import Residual
 from passes.rewriting import compare_golden, reference
 from passes.tiny import NEURONS, SITES, graph_of, random_site
 
@@ -34,7 +36,12 @@ VARIANTS = {
     "shards_shared": UpcycleExperts(copies=2, shards=2, shared=True),
     "drop": UpcycleExperts(copies=2, by=Drop()),
     "noise": UpcycleExperts(copies=2, by=Noise()),
+    "residual": UpcycleExperts(copies=3, by=Residual()),
+    "residual_shared": UpcycleExperts(copies=2, shared=True, by=Residual()),
+    "lora": UpcycleExperts(copies=3, by=Lora(rank=2)),
+    "lora_shared": UpcycleExperts(copies=2, shared=True, by=Lora(rank=3, alpha=1.0)),
 }
+FROZEN = {"residual": Residual(), "lora": Lora(rank=2)}
 
 
 def upcycled(site: FeedForward, step: UpcycleExperts, context: PassContext | None = None) -> MoESpec:
@@ -74,6 +81,72 @@ def test_the_mean_of_equal_copies_is_the_dense_network(caption: str, shards: int
     spec = upcycled(site, UpcycleExperts(copies=2, shards=shards, shared=shared))
     rounded = site.up.read().dtype == torch.bfloat16 and shards == 3
     assert layer_distance(site, spec) < (1e-2 if rounded else 1e-6)
+
+
+@pytest.mark.parametrize("by", FROZEN.values(), ids=FROZEN)
+@pytest.mark.parametrize("gate", ["softmax", "sigmoid", "one"])
+@pytest.mark.parametrize("shared", [False, True])
+@every_site
+def test_so_are_experts_on_a_frozen_core(caption: str, shared: bool, gate: Any, by: Residual | Lora) -> None:
+    site = SITES[caption]()
+    graph, context = graph_of(site), PassContext()
+    UpcycleExperts(copies=3, shared=shared, by=by).run(graph, context)
+    InsertRouter(top_k=2, gate=gate, normalize=True, by=RandomRouter(std=1.0)).run(graph, context)
+    MatchDense(tolerance=1e-5).run(graph, context)
+    assert context.measurements[site.path]["dense_distance"] < 1e-5
+    assert layer_distance(site, graph.specs[site.path]) < 1e-6
+
+
+def test_the_core_is_held_once_and_what_is_trained_starts_at_nothing() -> None:
+    site = random_site(gated=True, biases=True)
+    tensors = upcycled(site, UpcycleExperts(copies=3, by=Lora(rank=2))).tensors(site)
+    for name in ("up", "gate", "down", "up_bias", "gate_bias"):
+        assert torch.equal(tensors[f"core.{name}"], getattr(site, name).read())
+    for name, width in (("up", 12), ("gate", 12), ("down", NEURONS)):
+        first, second = tensors[f"lora.{name}_a"], tensors[f"lora.{name}_b"]
+        assert first.shape == (3, 2, width)
+        assert 0.8 < float(first.abs().max()) * width**0.5 < 1
+        assert not torch.equal(first[0], first[1])
+        assert not second.any()
+    residual = upcycled(site, UpcycleExperts(copies=3, by=Residual())).tensors(site)
+    assert {n: tuple(t.shape) for n, t in residual.items() if n.startswith("residual.")} == {
+        f"residual.{name}": (3, *getattr(site, name).read().shape) for name in ("up", "gate", "down", "up_bias", "gate_bias")
+    }
+    assert not any(value.any() for name, value in residual.items() if name.startswith("residual."))
+
+
+@pytest.mark.parametrize("by", FROZEN.values(), ids=FROZEN)
+def test_beside_a_shared_expert_the_core_counts_half(by: Residual | Lora) -> None:
+    site = random_site(gated=True)
+    spec = upcycled(site, UpcycleExperts(copies=2, shared=True, by=by))
+    assert spec.composed is not None
+    assert spec.composed.core.keys() == {"down"}
+    assert torch.equal(spec.tensors(site)["core.down"], site.down.read() / 2)
+    assert spec.config(site).own["up" if by.kind == "residual" else "up_a"][0] == 3
+
+
+def test_match_dense_fails_on_a_core_that_is_not_the_dense_network() -> None:
+    site = random_site("net.mlp")
+    graph, context = graph_of(site), PassContext()
+    UpcycleExperts(copies=3, by=Lora(rank=2)).run(graph, context)
+    spec = graph.specs[site.path]
+    assert spec.composed is not None
+    own = {name: torch.full(shape, 0.01) for name, shape in spec.config(site).own.items()}
+    graph.specs[site.path] = replace(spec, composed=replace(spec.composed, own=own))
+    with pytest.raises(ConversionError, match=r"^net\.mlp: the experts differ from the dense FFN by 0\.0"):
+        MatchDense().run(graph, context)
+
+
+@pytest.mark.parametrize("by", FROZEN.values(), ids=FROZEN)
+@every_site
+def test_average_keys_of_composed_rows(caption: str, by: Residual | Lora) -> None:
+    site = SITES[caption]()
+    graph, context = graph_of(site), PassContext()
+    UpcycleExperts(copies=2, by=by).run(graph, context)
+    InsertRouter(by=AverageKey()).run(graph, context)
+    router = graph.specs[site.path].router
+    assert router is not None
+    torch.testing.assert_close(router.tensors["weight"], site.keys().double().mean(0).expand(2, -1).float())
 
 
 @pytest.mark.parametrize("gate", ["softmax", "sigmoid", "one"])
@@ -243,6 +316,21 @@ def test_a_layer_with_a_router_is_not_upcycled() -> None:
         (lambda: Noise(float("nan")), "noise.std is nan: choose a number above 0"),
         (lambda: Drop(0.0), "drop.share is 0.0: choose a share of the neurons above 0 and up to 1"),
         (lambda: Drop(1.5), "drop.share is 1.5: choose a share of the neurons above 0 and up to 1"),
+        (lambda: Lora(rank=0), "lora.rank is 0: choose 1 or more"),
+        (lambda: Lora(alpha=0.0), "lora.alpha is 0.0: choose a number above 0, such as 16"),
+        (lambda: Lora(alpha=float("nan")), "lora.alpha is nan: choose a number above 0, such as 16"),
+        (
+            lambda: UpcycleExperts(by=Lora(rank=11)).foresee(random_site("a"), None),
+            "lora.rank is 11 but the matrices of a (12 -> 48 -> 10) have rank 10 at most: choose 1 to 10",
+        ),
+        (
+            lambda: UpcycleExperts(by=Lora(rank=11)).run(graph_of(random_site("a")), PassContext()),
+            "lora.rank is 11 but the matrices of a (12 -> 48 -> 10) have rank 10 at most: choose 1 to 10",
+        ),
+        (
+            lambda: UpcycleExperts(shards=2, by=Residual()),
+            "upcycle-experts.shards is 2 and by is residual: an expert on a frozen core is the whole core",
+        ),
         (lambda: RandomRouter(-1.0), "random.std is -1.0: choose a number above 0"),
         (lambda: InsertRouter(detach_sum=True), "insert-router.detach_sum is about the sum that normalize divides by"),
         (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moeify.ir.facts import ActivationSample, Fact, FeedForwards
 from moeify.ir.feed_forward import FeedForward, Refusal, Rewrite, Weight
-from moeify.ir.model_graph import Batch, ModelGraph, Walk
+from moeify.ir.model_graph import Batch, Loss, ModelGraph, OutputGradient, Walk
 from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
 
@@ -99,6 +99,17 @@ class TinyHost:
 
     def walk(self, batches: Iterable[Batch], prefix: str, memory: int) -> AbstractContextManager[Walk]:
         return nullcontext(_TinyWalk(tuple(batches)))
+
+    def gradients(self, batches: Iterable[Batch], loss: Loss) -> Iterator[dict[str, OutputGradient]]:
+        """Of the loss sum(y^2) / 2: the outputs themselves."""
+        for batch in batches:
+            x = batch["x"] if isinstance(batch, dict) else batch[0]
+            yield {site.path: OutputGradient(x, site.forward(x)) for site in self.found}
+
+    def effects(
+        self, sites: Sequence[FeedForward], batches: Iterable[Batch], size: float, generator: torch.Generator
+    ) -> list[float]:
+        return [2.0**place for place in range(len(sites))]
 
     def splice(self, site: FeedForward, spec: MoESpec) -> None:
         self.spliced[site.path] = spec

@@ -91,7 +91,10 @@ def test_plain_values_become_options(caption: str, options: dict[str, Any], expe
         ("a word outside the list", Sample, {"rule": "soft"}, "sample.rule is 'soft': give one or softmax"),
         ("a list", Sample, {"limit": [1]}, "sample.limit is [1]: give int or none"),
         ("an unknown strategy", Sample, {"by": "weihted"}, "sample.by has no strategy 'weihted': did you mean 'weighted'?"),
-        ("a strategy without a kind", Sample, {"by": {}}, "sample.by has no strategy None: known: plain, weighted"),
+        (
+            "a strategy without a kind", Sample, {"by": {}},
+            "sample.by names no kind of strategy: give {kind = ...} with plain or weighted",
+        ),
         (
             "an option of another strategy", Sample, {"by": {"kind": "plain", "weight": 1}},
             "sample.by has no option 'weight': it takes no options",

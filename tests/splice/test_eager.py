@@ -14,7 +14,9 @@ from moeify.errors import InputError
 from moeify.ir.feed_forward import Rewrite
 from moeify.ir.model_graph import ModelGraph
 from moeify.layers.budget import moe_layers, set_top_k
+from moeify.layers.dense_ffn import Concatenate
 from moeify.layers.moe_layer import MoELayer
+from moeify.splice.densify import dense_weights, put_back
 from moeify.splice.eager import install
 from zoo import WITH_SITES, WRITERS, ZOO, Zoo
 
@@ -31,6 +33,8 @@ class Case:
     kind: type[nn.Module]
     expected: Tensor
     dense_weights: set[str]
+    names: list[str]
+    text: str
 
 
 @pytest.fixture(params=WITH_SITES, scope="module")
@@ -39,8 +43,9 @@ def case(request: pytest.FixtureRequest) -> Case:
     sites = graph.host.find()[0]
     weights = {weight.parameter for site in sites for weight in (site.up, site.gate, site.down) if weight is not None}
     expected = main_output(dense.run())
+    names = [name for name, _ in (*dense.model.named_parameters(), *dense.model.named_buffers())]
     zoo, graph = converted(request.param)
-    return Case(zoo, graph, type(dense.model), expected, weights)
+    return Case(zoo, graph, type(dense.model), expected, weights, names, repr(dense.model))
 
 
 def test_all_experts_on_equals_dense(case: Case) -> None:
@@ -70,6 +75,14 @@ def test_every_part_gets_a_gradient(case: Case) -> None:
     for name, gradient in found.items():
         assert gradient is not None, f"{name} has no gradient"
         assert gradient.abs().sum() > 0, f"{name} has a gradient of zero"
+
+
+def test_the_way_back_leads_to_the_dense_model(case: Case) -> None:
+    model = copy.deepcopy(case.graph.model)
+    put_back(model, dense_weights(model, Concatenate()))
+    assert distance(main_output(call(model, case.zoo.example)).detach(), case.expected) < 3e-6
+    assert [name for name, _ in (*model.named_parameters(), *model.named_buffers())] == case.names
+    assert repr(model) == case.text
 
 
 @pytest.mark.parametrize("name", ONE_EACH)

@@ -44,10 +44,11 @@ def check(plain: nn.Module, model: nn.Module, compiled: Any, attached: bool) -> 
 
 WHOLE = [
     pytest.param({**LOSSES, "capacity_factor": 1.0, "bias_rate": 0.1}, id="added"),
-    pytest.param({**LOSSES, "attach": True}, id="attached", marks=pytest.mark.slow),
+    pytest.param({**LOSSES, "attach": True}, id="attached"),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", WHOLE)
 def test_a_whole_model_is_one_graph(options: dict[str, Any]) -> None:
     torch._dynamo.reset()

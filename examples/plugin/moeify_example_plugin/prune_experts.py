@@ -9,7 +9,6 @@ Preserved: the outputs of all tokens that chose none of those experts, where the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -17,16 +16,14 @@ import torch
 from torch import Tensor
 
 from moeify.errors import UsageError
+from moeify.ir.expert_selection import select_spec
 from moeify.ir.facts import ActivationSample, Experts, Fact, NeuronStatistics, Routing
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
 from moeify.ir.moe_config import MoEConfig
-from moeify.ir.moe_spec import MoESpec, Router
-from moeify.layers.routing import ChoiceRule, route
+from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
-
-#: Tensors of a router with a row for each expert.
-_BY_EXPERT = ("weight", "bias", "weight_out", "bias_out")
+from moeify_passes.routers.choice import route_tokens
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class PruneExperts:
             self._check(site, len(spec.experts), spec.top_k)
             chosen = _times_chosen(spec, context.get(site, ActivationSample).inputs)
             keep = chosen.argsort(descending=True, stable=True)[: len(chosen) - self.remove].sort().values
-            graph.specs[site.path] = pruned = _only(spec, keep)
+            graph.specs[site.path] = pruned = select_spec(spec, keep.tolist())
             context.put(site, Experts(tuple(map(len, pruned.experts)), pruned.partitions(site.neurons)))
             context.measure(
                 site,
@@ -83,29 +80,7 @@ class PruneExperts:
 
 def _times_chosen(spec: MoESpec, inputs: Tensor) -> Tensor:
     """How many of the tokens choose each expert, float64 [experts]; inputs: [tokens, hidden]."""
-    rule = ChoiceRule(spec.top_k, spec.threshold, spec.gate_rule, spec.normalize)
     total = torch.zeros(len(spec.experts), dtype=torch.float64)
     for x in torch.split(inputs, 4096):
-        scores = x.new_zeros(len(x), len(spec.experts)) if spec.router is None else spec.router.scores(x.float())
-        total += route(scores, rule, spec.selection_bias).chosen.sum(0)
+        total += route_tokens(spec, x.float()).chosen.sum(0)
     return total
-
-
-def _only(spec: MoESpec, keep: Tensor) -> MoESpec:
-    """The spec with those experts alone (int64 indices, ascending)."""
-    sizes = [len(spec.shared), *map(len, spec.experts)]
-    rows = torch.split(torch.arange(sum(sizes)), sizes)
-    kept = torch.cat((rows[0], *(rows[1 + int(e)] for e in keep)))
-    idle = spec.compensation.idle
-    return replace(
-        spec,
-        experts=tuple(spec.experts[int(e)] for e in keep),
-        router=spec.router and Router(spec.router.config, _rows_of(spec.router.tensors, keep)),
-        selection_bias=None if spec.selection_bias is None else spec.selection_bias[keep],
-        compensation=replace(spec.compensation, idle=None if idle is None else idle[keep]),
-        weights={name: value if name == "output_bias" else value[kept] for name, value in spec.weights.items()},
-    )
-
-
-def _rows_of(tensors: Mapping[str, Tensor], keep: Tensor) -> dict[str, Tensor]:
-    return {name: value[keep] if name in _BY_EXPERT else value for name, value in tensors.items()}

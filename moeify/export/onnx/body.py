@@ -1,7 +1,8 @@
 """The body of `moeify::MoE` version 1 (docs/moe-layer.md) in standard ONNX operators: it runs in any ONNX runtime.
 
 An expert that no token chose works on zero rows: its weights are not read. The rows of an expert are taken by Split, so
-that a runtime that folds constants keeps one (prepacked) matrix an expert and no copy of the whole.
+that a runtime that folds constants keeps one (prepacked) matrix an expert and no copy of the whole. So many experts that a
+step for each would make a file of hundreds of thousands of nodes are run at once, on the rows that any token uses.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moeify.export.onnx.body_choice import gates, mask, values
-from moeify.export.onnx.body_experts import gated_rows, neurons, routed_experts, split_experts
+from moeify.export.onnx.body_experts import FINE, fine_experts, gated_rows, neurons, routed_experts, split_experts
 from moeify.export.onnx.body_shape import DOMAIN, INPUTS, OPERATOR, REQUIRED, BodyShape
 from moeify.export.onnx.operations import Operations
 
@@ -61,13 +62,20 @@ def _layer(op: Operations, shape: BodyShape, v: Values) -> ir.Value:
     if not {"k", "threshold"} & shape.present:
         return _always(op, shape, v, gated_rows(op, shape, v, gates(op, shape, value, None)))
     on = mask(op, shape, v, value)
+    if shape.experts >= FINE:
+        return _always(op, shape, v, _plus_idle(op, shape, v, on, fine_experts(op, shape, v, on, gates(op, shape, value, on))))
     shared, experts = split_experts(op, shape, v)
     start = None if shared is None else neurons(op, shape, v["x"], shared)
-    if "idle" in shape.present:
-        missed = op("MatMul", op("Cast", op("Not", on), to=FLOAT), v["idle"])
-        start = missed if start is None else op("Add", start, missed)
-    y = _always(op, shape, v, start)
+    y = _always(op, shape, v, _plus_idle(op, shape, v, on, start))
     return routed_experts(op, shape, v, experts, on, gates(op, shape, value, on), y)
+
+
+def _plus_idle(op: Operations, shape: BodyShape, v: Values, on: ir.Value, y: ir.Value | None) -> ir.Value | None:
+    """y (None: zeros) + the vectors of idle experts; on [tokens, experts]."""
+    if "idle" not in shape.present:
+        return y
+    missed = op("MatMul", op("Cast", op("Not", on), to=FLOAT), v["idle"])
+    return missed if y is None else op("Add", y, missed)
 
 
 def _always(op: Operations, shape: BodyShape, v: Values, y: ir.Value | None) -> ir.Value:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 from moeify.export.onnx.body_activations import BODY_ACTIVATIONS
 from moeify.export.onnx.body_shape import BodyShape
 from moeify.export.onnx.operations import Operations
+from moeify.ir.feed_forward import ROWWISE
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     Values = dict[str, ir.Value]
 
-ROWWISE = ("up", "gate", "up_bias", "gate_bias", "down")
+#: From so many experts on they are run at once.
+FINE = 128
 
 
 def split_experts(op: Operations, shape: BodyShape, v: Values) -> tuple[Values | None, list[Values]]:
@@ -63,6 +65,22 @@ def routed_experts(
         part = part if gate is None else op("Mul", part, weights[e])
         y = op("ScatterND", y, tokens[e], part, reduction="add")
     return y
+
+
+def fine_experts(op: Operations, shape: BodyShape, v: Values, on: ir.Value, gate: ir.Value | None) -> ir.Value:
+    """The shared expert and the experts that are on, computed at once: rows that no token uses are left where they are, the
+    others gathered, and h is 0 where the row's expert is off. [tokens, output] for on, gate [tokens, experts]."""
+    slot, shared_on = _slot(op, v), op.constant([0, 1, 0, 0])
+    on = op("Pad", op("Cast", on, to=1), shared_on, op.constant(1.0))  # [tokens, 1 + experts]
+    used = op("Greater", op("ReduceSum", on, op.constant([0]), keepdims=0), op.constant(0.0))
+    places = op("Squeeze", op("NonZero", op("Gather", used, slot, axis=0)), op.constant([0]))
+    rows = {name: op("Gather", v[name], places, axis=0) for name in ROWWISE if name in v}
+    slots = op("Gather", slot, places, axis=0)
+    h = hidden_values(op, shape, v["x"], rows)
+    if gate is not None:
+        h = op("Mul", h, op("Gather", op("Pad", gate, shared_on, op.constant(1.0)), slots, axis=1))
+    off = op("Equal", op("Gather", on, slots, axis=1), op.constant(0.0))
+    return op("MatMul", op("Where", off, op.constant(0.0), h), rows["down"])
 
 
 def gated_rows(op: Operations, shape: BodyShape, v: Values, gate: ir.Value | None) -> ir.Value:

@@ -24,6 +24,7 @@ from moeify.export.onnx.report import Check, OnnxReport, Port
 from moeify.export.onnx.tracing import trace
 from moeify.export.onnx.verify import verify
 from moeify.ir.model_graph import Batch
+from moeify.layers.folding import folded_layers
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,19 +36,20 @@ EMBEDDED = 1_900_000_000
 def export_onnx(model: nn.Module, example: Batch, output: Path, *, force: bool = False, opset: int = OPSET) -> OnnxReport:
     """Writes `output` (and `output.data` beyond 2 GB) once ONNX Runtime has given what the model gives.
 
-    Every MoE layer is one `moeify::MoE` node with a body of standard operators. Hugging Face decoders take and give their
-    cache, encoder-decoders are one graph without one; batch and sequence are free. The model is left as it was. Raises
-    UsageError for a bad option, OutputError where the file cannot be written, ConversionError where the model cannot be
-    translated or the file computes something else.
+    Every MoE layer is one `moeify::MoE` node with a body of standard operators, composed rows folded. Hugging Face decoders
+    take and give their cache, encoder-decoders are one graph without one; batch and sequence are free. The model is left as it
+    was. Raises UsageError for a bad option, OutputError where the file cannot be written, ConversionError where the model
+    cannot be translated or the file computes something else.
     """
     started = time.monotonic()
     _check(model, opset)
     check_target(output, force=force)
     with calm(model), whole_file(output, force) as part:
-        interface = (
-            decoder_interface(model, example) or encoder_decoder_interface(model, example) or flat_interface(model, example)
-        )
-        graph = trace(interface, opset)
+        with folded_layers(model):  # the operator takes plain rows
+            interface = (
+                decoder_interface(model, example) or encoder_decoder_interface(model, example) or flat_interface(model, example)
+            )
+            graph = trace(interface, opset)
         layers = attach_bodies(graph)
         data = _save(graph, part)
         checks = verify(part, model, interface, layers, _dtype(model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from moeify.ir.facts import ActivationSample, Fact
 from moeify.ir.feed_forward import FeedForward
 from moeify.pipeline.context import PassContext
 from moeify_passes.experts.k_means import balanced_k_means
-from moeify_passes.experts.markers import markers
+from moeify_passes.experts.markers import marker_rates, markers
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,18 @@ class ActivationMarkers:
     """Balanced k-means on binary columns: neuron i is marked on a token when it is among the strongest there.
 
     top: how many neurons a token marks, a count (10) or a fraction of them (0.1). weighted: strength is |h| times the norm of
-    the neuron's output row, what it can do to the output; else |h|. iterations: at most so many.
+    the neuron's output row, what it can do to the output; else |h|. normalized: h is that of inputs and rows scaled to norm 1.
+    start: centres spread out by k-means++, or the columns of the neurons marked most often. iterations: at most so many.
 
-    CMoE marks the 10 largest |h| of row-normalised weights and inputs, starts from the columns with the highest rates and stops
-    after one assignment by L1 distance; here h is the FFN's own, the start is k-means++, and squared L2 is iterated until it
-    stands still. (Between binary columns both distances are the same.)
+    CMoE's code is top = 10, weighted = false, normalized = true, start = "rates", iterations = 1; its L1 distance between
+    binary columns is the squared L2 distance of k-means, and its assignment, repeated columns and Jonker-Volgenant, is the
+    balanced one.
     """
 
     top: int | float = 0.1
     weighted: bool = True
+    normalized: bool = False
+    start: Literal["spread", "rates"] = "spread"
     iterations: int = 20
 
     kind: ClassVar[str] = "activation-markers"
@@ -41,11 +44,26 @@ class ActivationMarkers:
             raise UsageError(f"activation-markers.top is {self.top}: choose a count from 1 or a fraction of at most 1.0")
         if self.iterations < 1:
             raise UsageError(f"activation-markers.iterations is {self.iterations}: choose 1 or more")
+        if self.start not in ("spread", "rates"):
+            raise UsageError(f"activation-markers.start is {self.start!r}: choose spread or rates")
 
     def group(self, site: FeedForward, neurons: Tensor, sizes: tuple[int, ...], context: PassContext) -> tuple[Tensor, ...]:
         """Groups of `neurons` (int64 indices) of those sizes."""
         inputs = context.get(site, ActivationSample).inputs
-        columns = torch.cat([chunk[:, neurons].T for chunk in markers(site, inputs, self.top, self.weighted)], dim=1)
-        found = balanced_k_means(columns, torch.tensor(sizes), self.iterations, context.generator("experts/markers", site))
+        marked = markers(site, inputs, self.top, self.weighted, self.normalized)
+        columns = torch.cat([chunk[:, neurons].T for chunk in marked], dim=1)
+        start = None if self.start == "spread" else columns[_most(columns.sum(1), len(sizes))].float()
+        generator = context.generator("experts/markers", site)
+        found = balanced_k_means(columns, torch.tensor(sizes), self.iterations, generator, start)
         context.measure(site, clustering_objective=found.objectives[-1], clustering_rounds=len(found.objectives))
         return tuple(neurons[group] for group in found.groups())
+
+    def share(self, site: FeedForward, size: int, context: PassContext) -> Tensor:
+        """The `size` neurons that are marked most often, ascending (CMoE, section 3.1)."""
+        inputs = context.get(site, ActivationSample).inputs
+        rates = marker_rates(site, inputs, self.top, self.weighted, self.normalized)
+        return _most(rates, size).sort().values
+
+
+def _most(rates: Tensor, count: int) -> Tensor:
+    return rates.argsort(descending=True, stable=True)[:count]

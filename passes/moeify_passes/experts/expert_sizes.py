@@ -28,3 +28,21 @@ def expert_sizes(site: FeedForward, experts: int, shared_experts: int, unequal: 
     shared = round(neurons * shared_experts / parts)
     size, rest = divmod(neurons - shared, experts)
     return shared, tuple(size + (expert < rest) for expert in range(experts))
+
+
+def sizes_beside(site: FeedForward, experts: int, shared: float, unequal: bool) -> tuple[int, tuple[int, ...]]:
+    """The neurons of a shared expert that takes about that part of the FFN, and those of each routed one.
+
+    Routed experts are equal, at the size that comes nearest; with `unequal` the shared expert takes exactly its part, rounded,
+    and they differ by at most one. Raises UsageError where a routed expert would be left without a neuron.
+    """
+    rest = site.neurons - round(site.neurons * shared)
+    if not unequal:
+        rest = experts * min(max(round(rest / experts), 1), site.neurons // experts)
+    if not experts <= rest <= site.neurons:
+        raise UsageError(
+            f"experts is {experts} beside a shared part of {shared:g}, but {site.path} has only {site.neurons} neurons: "
+            "choose fewer experts or a smaller cluster-neurons.shared"
+        )
+    size, more = divmod(rest, experts)
+    return site.neurons - rest, tuple(size + (expert < more) for expert in range(experts))

@@ -29,15 +29,17 @@ class Clustering:
         return tuple(torch.nonzero(self.labels == label).flatten() for label in range(int(self.labels.max()) + 1))
 
 
-def balanced_k_means(rows: Tensor, sizes: Tensor, iterations: int, generator: torch.Generator) -> Clustering:
-    """Clusters of given sizes, from k-means++ centres (Arthur, Vassilvitskii 2007).
+def balanced_k_means(
+    rows: Tensor, sizes: Tensor, iterations: int, generator: torch.Generator, start: Tensor | None = None
+) -> Clustering:
+    """Clusters of given sizes, from the centres `start` [clusters, features], or k-means++ (Arthur, Vassilvitskii 2007).
 
     rows: [rows, features], float or bool (bool rows are converted chunk by chunk). sizes: [clusters], summing to rows.
     iterations: at most so many assignments; fewer when the objective stands still.
     """
     rows = rows.float() if rows.numel() <= 4 * _CHUNK else rows
     squares = torch.cat([chunk.square().sum(1) for chunk in _float_chunks(rows)]).double()
-    centres = _plus_plus(rows, squares.float(), len(sizes), generator)
+    centres = _plus_plus(rows, squares.float(), len(sizes), generator) if start is None else start
     labels, prices, gap = torch.empty(0), None, 0.0
     objectives: list[float] = []
     for _ in range(iterations):

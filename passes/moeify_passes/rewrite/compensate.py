@@ -1,8 +1,9 @@
-"""Lets a vector stand in for each expert that is not chosen.
+"""Lets vectors stand in for what a token does not use.
 
-    y = S(x) + sum over chosen e of g_e E_e(x)
+    y = S(x) + sum over chosen e of g_e E_e(x) + output bias
         =>
-    y = S(x) + sum over chosen e of g_e E_e(x) + sum over idle e of idle_e
+    y = S(x) + sum over chosen e of g_e E_e(x) + output bias + sum over idle e of idle_e        idle-mean
+    y = S(x) + sum over chosen e of g_e E_e(x) + another output bias                            mean-bias
 
 Preserved: every weight, the router and its choice. The vectors cost no matrix weights.
 """
@@ -12,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from torch import Tensor
+
 from moeify.errors import UsageError
 from moeify.ir.facts import ActivationSample, Experts, Fact, NeuronGroups, NeuronStatistics, Routing
 from moeify.ir.feed_forward import FeedForward
@@ -20,56 +23,74 @@ from moeify.ir.moe_config import MoEConfig
 from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
 from moeify_passes.expert_rows import expert_rows
-from moeify_passes.rewrite.idle_means import idle_means, relative_squared_error
+from moeify_passes.rewrite.idle_means import idle_means, mean_bias, relative_squared_error
 from moeify_passes.rewrite.same_spec import same_spec
 from moeify_passes.routers.held_out import held_out
+from moeify_passes.routers.threshold import active_share
 
 
 @dataclass(frozen=True)
 class Compensate:
-    """Adds, for every expert that a token does not use, what it says on average when it is not used.
+    """Adds what a token does not use, as it is on average.
 
-    kind: "idle-mean" is the mean of E_e(x) over the calibration tokens on which e is idle (FLAP's bias, An et al. 2023, section
-    3.3, made conditional on the routing); an expert that is never idle gets zeros. Best run after the router is final.
+    kind: "mean-bias" is one vector, the mean of what is off over all calibration tokens, added to the output bias (FLAP, An et
+    al. 2023, section 3.3); it serves neurons that no expert holds too, and needs no router. "idle-mean" makes it conditional on
+    the routing: a vector for each expert, the mean of E_e(x) over the tokens on which e is idle, added where it is idle; an
+    expert that is never idle gets zeros. Best run after the router is final.
     """
 
-    kind: Literal["idle-mean"] = "idle-mean"
+    kind: Literal["idle-mean", "mean-bias"] = "idle-mean"
 
     name: ClassVar[str] = "compensate"
-    needs: ClassVar[tuple[type[Fact], ...]] = (Routing, ActivationSample)
     uses: ClassVar[tuple[type[Fact], ...]] = ()
     gives: ClassVar[tuple[type[Fact], ...]] = ()
     keeps: ClassVar[tuple[type[Fact], ...]] = (ActivationSample, NeuronStatistics, NeuronGroups, Experts, Routing)
     rewrites: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.kind != "idle-mean":
-            raise UsageError(f"compensate.kind is {self.kind!r}: choose idle-mean")
+        if self.kind not in ("idle-mean", "mean-bias"):
+            raise UsageError(f"compensate.kind is {self.kind!r}: choose idle-mean or mean-bias")
+
+    @property
+    def needs(self) -> tuple[type[Fact], ...]:
+        return (Routing if self.kind == "idle-mean" else Experts, ActivationSample)
 
     def run(self, graph: ModelGraph, context: PassContext) -> bool:
-        """Writes the idle vectors; reports the squared relative error on held-out tokens without them and with them."""
+        """Writes the vectors; reports the squared relative error on held-out tokens without them and with them."""
         changed = False
         for site in graph.sites:
             spec = self._compensated(site, graph.specs[site.path], context)
             if not same_spec(graph.specs[site.path], spec):
                 graph.specs[site.path] = spec
                 changed = True
-            context.measure(site, active_fraction=spec.active_fraction(site))
+            context.measure(site, active_fraction=active_share(site, spec, context))
         return changed
 
     def foresee(self, site: FeedForward, config: MoEConfig | None) -> MoEConfig | None:
-        """The layer with idle vectors."""
-        return None if config is None else replace(config, idle=True)
+        """The layer with idle vectors, or with an output bias."""
+        if config is None:
+            return None
+        return replace(config, idle=True) if self.kind == "idle-mean" else replace(config, output_bias=True)
 
     def _compensated(self, site: FeedForward, spec: MoESpec, context: PassContext) -> MoESpec:
         sample = context.get(site, ActivationSample).inputs
         fit, held = held_out(site, sample, context.generator("held-out", site))
         rows = expert_rows(site, spec)
-        without = replace(spec, compensation=replace(spec.compensation, idle=None))
-        found = replace(spec, compensation=replace(spec.compensation, idle=idle_means(spec, rows, fit)))
+        if self.kind == "mean-bias":
+            without, bias = _with_bias(site, spec, None), mean_bias(site, spec, rows, fit)
+            found = _with_bias(site, spec, bias)
+        else:
+            without = replace(spec, compensation=replace(spec.compensation, idle=None))
+            found = replace(spec, compensation=replace(spec.compensation, idle=idle_means(spec, rows, fit)))
         context.measure(
             site,
-            squared_error_uncompensated=relative_squared_error(site, without, rows, held),
-            squared_error=relative_squared_error(site, found, rows, held),
+            squared_error_uncompensated=relative_squared_error(site, without, expert_rows(site, without), held),
+            squared_error=relative_squared_error(site, found, expert_rows(site, found), held),
         )
         return found
+
+
+def _with_bias(site: FeedForward, spec: MoESpec, bias: Tensor | None) -> MoESpec:
+    """The spec with that output bias [output] in the dtype of the weights; None: the dense FFN's own."""
+    others = {name: value for name, value in spec.weights.items() if name != "output_bias"}
+    return replace(spec, weights=others if bias is None else others | {"output_bias": bias.to(site.down.read().dtype)})

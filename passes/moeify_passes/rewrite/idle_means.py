@@ -1,4 +1,4 @@
-"""What idle experts would have said, and how far a routed layer is from the dense one."""
+"""What is missing from a layer's output on average, and how far the layer is from the dense FFN."""
 
 from __future__ import annotations
 
@@ -27,13 +27,22 @@ def idle_means(spec: MoESpec, rows: ExpertRows, inputs: Tensor) -> Tensor:
     return (sums / counts.clamp(min=1)[:, None]).float()
 
 
+def mean_bias(site: FeedForward, spec: MoESpec, rows: ExpertRows, inputs: Tensor) -> Tensor:
+    """The output bias at which the layer's mean output over inputs [tokens, hidden] is the dense FFN's, float32 [output]."""
+    dense, total = held_site(site), torch.zeros(site.output, dtype=torch.float64)
+    for x in token_chunks(inputs, max(site.neurons, rows.offsets[-1], site.output)):
+        total += (dense.forward(x) - routed_output(spec, rows, x)).sum(0, dtype=torch.float64)
+    return (total / len(inputs)).float()
+
+
 def relative_squared_error(site: FeedForward, spec: MoESpec, rows: ExpertRows, inputs: Tensor) -> float:
-    """sum |y_dense - y|^2 / sum |y_dense - output bias|^2 over inputs [tokens, hidden]; 0 where both are 0."""
+    """sum |y_dense - y|^2 / sum |y_dense - the FFN's output bias|^2 over inputs [tokens, hidden]; 0 where both are 0."""
     dense = held_site(site)
+    own = 0.0 if dense.output_bias is None else dense.output_bias.read()
     error = size = torch.zeros((), dtype=torch.float64)
     for x in token_chunks(inputs, max(site.neurons, site.output)):
         expected = dense.forward(x)
         bias = rows.tensors.get("output_bias", torch.zeros(site.output))
         error = error + (expected - bias - routed_output(spec, rows, x)).double().square().sum()
-        size = size + (expected - bias).double().square().sum()
+        size = size + (expected - own).double().square().sum()
     return float(error / size.clamp(min=1e-300))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from moeify.errors import ConversionError
-from moeify.ir.facts import ActivationSample, Experts, Fact, NeuronGroups, NeuronStatistics
+from moeify.ir.facts import ActivationSample, Experts, Fact, NeuronGroups, NeuronImportance, NeuronStatistics
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
 from moeify.ir.moe_spec import MoESpec
@@ -32,7 +32,7 @@ class SplitExperts:
     needs: ClassVar[tuple[type[Fact], ...]] = (NeuronGroups,)
     uses: ClassVar[tuple[type[Fact], ...]] = ()
     gives: ClassVar[tuple[type[Fact], ...]] = (Experts,)
-    keeps: ClassVar[tuple[type[Fact], ...]] = (ActivationSample, NeuronStatistics, NeuronGroups)
+    keeps: ClassVar[tuple[type[Fact], ...]] = (ActivationSample, NeuronStatistics, NeuronGroups, NeuronImportance)
     rewrites: ClassVar[bool] = True
 
     def run(self, graph: ModelGraph, context: PassContext) -> bool:

@@ -10,13 +10,13 @@ copies. The output bias is added once, as it is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from moeify.errors import ConversionError, UsageError
+from moeify.ir.composed_spec import ComposedSpec
 from moeify.ir.facts import ActivationSample, Experts, Fact, FeedForwards, NeuronStatistics
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
@@ -25,11 +25,14 @@ from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
 from moeify_passes.rewrite.same_spec import same_spec
 from moeify_passes.upcycling.checkpoints import Checkpoints
+from moeify_passes.upcycling.copied_rows import copied_rows
 from moeify_passes.upcycling.copies import Copies
-from moeify_passes.upcycling.dense_weights import dense_weights
 from moeify_passes.upcycling.drop import Drop
+from moeify_passes.upcycling.frozen_core import Composing, check_composing, composed_rows
+from moeify_passes.upcycling.lora import Lora
 from moeify_passes.upcycling.noise import Noise
-from moeify_passes.upcycling.shards import is_lossless, scaled, shard_size
+from moeify_passes.upcycling.residual import Residual
+from moeify_passes.upcycling.shards import is_lossless, shard_size
 
 #: More experts in one layer than anybody has trained; the list of their sizes alone would fill the memory.
 _MOST = 65536
@@ -42,13 +45,13 @@ class UpcycleExperts:
     copies: how many; default 8, or one a checkpoint. shards: cuts every copy into so many experts of neighbouring neurons
     (granular upcycling, He et al. 2024, section 3); their outputs are scaled by that number, so that gates which sum to 1
     over the experts of whole copies give back the FFN. shared: one more copy is always on; it and the routed ones count half.
-    by: what the copies are.
+    by: what the copies are; of residual and lora one frozen FFN is stored, and what is trained beside it.
     """
 
     copies: int | None = None
     shards: int = 1
     shared: bool = False
-    by: Copies | Noise | Drop | Checkpoints = field(default_factory=Copies)
+    by: Copies | Noise | Drop | Checkpoints | Residual | Lora = field(default_factory=Copies)
 
     name: ClassVar[str] = "upcycle-experts"
     needs: ClassVar[tuple[type[Fact], ...]] = (FeedForwards,)
@@ -56,6 +59,7 @@ class UpcycleExperts:
     gives: ClassVar[tuple[type[Fact], ...]] = (Experts,)
     keeps: ClassVar[tuple[type[Fact], ...]] = (ActivationSample, NeuronStatistics)
     rewrites: ClassVar[bool] = True
+    grows: ClassVar[bool] = True  # what it makes may not fit: looked at before weights are read
 
     def __post_init__(self) -> None:
         for name in ("copies", "shards"):
@@ -66,6 +70,8 @@ class UpcycleExperts:
                 f"upcycle-experts.copies is {self.copies} but checkpoints.paths names {len(self.by.paths)}: "
                 f"give as many, or leave copies out"
             )
+        if isinstance(self.by, Composing):
+            check_composing(self.by, self.shards)
         if self.experts > _MOST:
             raise UsageError(f"upcycle-experts makes {self.experts} experts a layer: choose {_MOST} or fewer copies x shards")
 
@@ -98,7 +104,9 @@ class UpcycleExperts:
         """The layer with all copies on. Raises UsageError for neurons that cannot be cut so, or an FFN that has experts."""
         if config is not None:
             raise UsageError(f"upcycle-experts: {site.path} has experts by then: leave the pass that makes them out")
-        return self._shape(site, shard_size(site, self.shards)).config(site)
+        if isinstance(self.by, Composing):
+            self.by.check(site)
+        return self._shape(site).config(site)
 
     @property
     def _count(self) -> int:
@@ -107,29 +115,20 @@ class UpcycleExperts:
     def _exact(self, site: FeedForward) -> bool:
         return self.by.exact and is_lossless(self.shards, site.down.read().dtype)
 
-    def _shape(self, site: FeedForward, size: int) -> MoESpec:
+    def _shape(self, site: FeedForward) -> MoESpec:
+        """The spec without new weights. Raises UsageError for neurons that cannot be cut so."""
         neurons = torch.arange(site.neurons)
         # Each a tensor of its own: what overlaps in memory cannot be kept in a file.
-        experts = tuple(part.clone() for part in torch.split(neurons, size) * self._count)
+        parts = torch.split(neurons, shard_size(site, self.shards)) * self._count
+        composed = ComposedSpec(self.by.rule) if isinstance(self.by, Composing) else None
         shared = neurons if self.shared else neurons[:0]
-        return MoESpec(experts, shared, normalize=True, shards=self.shards)
+        return MoESpec(
+            tuple(part.clone() for part in parts), shared, normalize=True, shards=self.shards, composed=composed
+        )  # fmt: skip
 
     def _spec(self, site: FeedForward, context: PassContext) -> MoESpec:
-        shape = self._shape(site, shard_size(site, self.shards))
-        weights = self._weights(site, context)
-        bias = self.by.output_bias(site, context)
-        if bias is not None:
-            weights["output_bias"] = bias
-        return MoESpec(shape.experts, shape.shared, normalize=True, shards=self.shards, weights=weights)
-
-    def _weights(self, site: FeedForward, context: PassContext) -> dict[str, Tensor]:
-        """The rows that differ from the dense ones, the shared copy first."""
-        half = 0.5 if self.shared else 1.0
-        if self.by.exact and self.shards == half == 1:
-            return {}
-        dense = dense_weights(site)
-        copies = [scaled(dense, half)] if self.shared else []
-        made = (self.by.copy(site, dense, number, context) for number in range(self._count))
-        copies += [scaled(copy, half * self.shards) for copy in made]
-        changed = [name for name in dense if any(copy[name] is not dense[name] for copy in copies)]
-        return {name: torch.cat([copy[name] for copy in copies]) for name in changed}
+        shape = self._shape(site)
+        if isinstance(self.by, Composing):
+            self.by.check(site)
+            return replace(shape, composed=composed_rows(self.by, site, self._count, self.shared, context))
+        return replace(shape, weights=copied_rows(self.by, site, self._count, self.shards, self.shared, context))

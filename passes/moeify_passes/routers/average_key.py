@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from moeify.ir.facts import Fact
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.moe_config import MoEConfig, RouterConfig
 from moeify.ir.moe_spec import MoESpec, Router
 from moeify.pipeline.context import PassContext
+from moeify_passes.routers.key_rows import expert_means, spec_rows
 
 
 @dataclass(frozen=True)
@@ -34,20 +32,7 @@ class AverageKey:
     def route(self, site: FeedForward, spec: MoESpec, context: PassContext) -> Router:
         """The router for the spec's experts: weight [experts, hidden], and bias [experts] where keys have one."""
         name = "gate" if site.gated else "up"
-        tensors = {"weight": _expert_means(_rows(site, spec, name), spec)}
+        tensors = {"weight": expert_means(spec_rows(site, spec, name), spec)}
         if name + "_bias" in spec.weights or getattr(site, name + "_bias") is not None:
-            tensors["bias"] = _expert_means(_rows(site, spec, name + "_bias"), spec)
+            tensors["bias"] = expert_means(spec_rows(site, spec, name + "_bias"), spec)
         return Router(self.shape(spec.config(site)), tensors)
-
-
-def _rows(site: FeedForward, spec: MoESpec, name: str) -> Tensor:
-    """The rows that the layer will hold under that name, shared expert first."""
-    if name in spec.weights:
-        return spec.weights[name]
-    found: Tensor = getattr(site, name).read()[spec.order]
-    return found
-
-
-def _expert_means(rows: Tensor, spec: MoESpec) -> Tensor:
-    offsets = spec.offsets
-    return torch.stack([rows[a:b].double().mean(0) for a, b in zip(offsets, offsets[1:])]).float()

@@ -13,6 +13,7 @@ from moeify.ir.facts import ActivationSample, Fact
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.moe_config import MoEConfig, RouterConfig
 from moeify.ir.moe_spec import MoESpec, Router
+from moeify.ir.router_config import RouterOutput
 from moeify.pipeline.context import PassContext
 from moeify_passes.expert_rows import ExpertRows, expert_norms, expert_rows
 from moeify_passes.held_site import token_chunks
@@ -29,12 +30,14 @@ class NormRegression:
 
     width: None or 0 is linear least squares with a bias, in closed form; else the hidden units of a small MLP (128 in the
     paper; unlike the paper's it has biases). target: the "norm" of the output, or that of the neuron outputs h ("neurons",
-    the paper's other choice). ridge: penalty of the linear fit, for inputs of variance 1. activation, steps, learning_rate:
+    the paper's other choice). relative: scores are |score| / the token's largest, so that a threshold of 1 - tau is the paper's
+    dynamic k (section 3.3). ridge: penalty of the linear fit, for inputs of variance 1. activation, steps, learning_rate:
     of the MLP, fitted by Adam.
     """
 
     width: int | None = None
     target: Literal["norm", "neurons"] = "norm"
+    relative: bool = False
     ridge: float = 0.01
     activation: Literal["tanh", "relu"] = "tanh"
     steps: int = 2000
@@ -60,8 +63,9 @@ class NormRegression:
     def shape(self, config: MoEConfig) -> RouterConfig:
         """The router's shape in front of a layer of that shape."""
         if not self.width:
-            return RouterConfig("linear", bias=True)
-        return RouterConfig("mlp", bias=True, width=self.width, activation=self.activation, output="abs")
+            return RouterConfig("linear", bias=True, output="relative" if self.relative else "identity")
+        output: RouterOutput = "relative" if self.relative else "abs"
+        return RouterConfig("mlp", bias=True, width=self.width, activation=self.activation, output=output)
 
     def route(self, site: FeedForward, spec: MoESpec, context: PassContext) -> Router:
         """The router for the spec's experts, fitted on nine tenths of the sample."""

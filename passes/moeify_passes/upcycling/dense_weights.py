@@ -8,14 +8,11 @@ from torch import Tensor
 
 from moeify.ir.feed_forward import FeedForward, ReadTensor
 
-#: up, gate [neurons, hidden]; down [neurons, output]; up_bias, gate_bias [neurons]: what the FFN has of them.
+#: up, gate [neurons, hidden]; down [neurons, output]; up_bias, gate_bias [neurons]: what the FFN has of them. The output bias
+#: is not one of them: it belongs to no expert.
 NeuronWeights = dict[str, Tensor]
-
-#: The tensors that have a row for each neuron. The output bias is not one of them: it belongs to no expert.
-ROWWISE = ("up", "gate", "up_bias", "gate_bias", "down")
 
 
 def dense_weights(site: FeedForward, read: ReadTensor | None = None) -> NeuronWeights:
     """The FFN's own weights, or those that stand under the same names where `read` looks them up. Never write to them."""
-    handles = {name: getattr(site, name) for name in ROWWISE}
-    return {name: (h if read is None else replace(h, load=read)).read() for name, h in handles.items() if h is not None}
+    return {name: (h if read is None else replace(h, load=read)).read() for name, h in site.rowwise().items()}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moeify.errors import UsageError
+from moeify.ir.copies import row_factors
 from moeify.ir.feed_forward import FeedForward
 from moeify_passes.upcycling.dense_weights import NeuronWeights
 
@@ -25,18 +26,11 @@ def shard_size(site: FeedForward, shards: int) -> int:
 
 
 def scaled(weights: NeuronWeights, factor: float) -> NeuronWeights:
-    """The same neurons with outputs `factor` times as large.
-
-    Gated: up and down rows share the factor, the gate stays, for act(s z) is not s act(z). Two-matrix: down alone. The part of
-    up is a power of two, so that a factor that is one loses nothing in any dtype.
-    """
+    """The same neurons with outputs `factor` times as large (`moeify.ir.copies.row_factors`)."""
     if factor == 1:
         return weights
-    if "gate" not in weights:
-        return weights | {"down": _times(weights["down"], factor)}
-    of_up = 2.0 ** round(math.log2(factor) / 2)
-    factors = {"up": of_up, "up_bias": of_up, "down": factor / of_up}
-    return weights | {name: _times(weights[name], part) for name, part in factors.items() if name in weights}
+    factors = row_factors(factor, "gate" in weights).items()
+    return weights | {name: _times(weights[name], part) for name, part in factors if name in weights and part != 1}
 
 
 def is_lossless(factor: float, dtype: torch.dtype) -> bool:

@@ -1,0 +1,87 @@
+"""Perplexity of SmolLM2-135M after a training-free conversion, at the measured active fraction.
+
+PYTHONPATH=examples python -m benchmarks.quality.measure --recipe best --active 0.5 [--set PASS.OPTION=VALUE] [--write]
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import moeify
+import real_models
+from benchmarks.quality.texts import JUDGED, calibration
+from benchmarks.rows import arguments, machine
+from moeify.data.open_data import open_data
+from moeify.frontend.load_model import load_model
+from moeify.measure.evaluate import evaluate_model
+from moeify.pipeline.recipe import parse_setting
+
+RESULTS = Path(__file__).parent / "results.jsonl"
+
+
+def measured(recipe: str, active: float, tokens: int, judged: int, settings: list[str]) -> dict[str, Any]:
+    """One row: what was asked, what the conversion took, and the perplexities. recipe "dense": the model as it is."""
+    row: dict[str, Any] = {"benchmark": "quality", "model": "SmolLM2-135M", "recipe": recipe, "judged tokens": judged}
+    row |= {"commit": commit(), **machine()}  # of the code that runs, whatever is checked out at its end
+    dense = load_model(real_models.smollm2())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = dense.model
+        if recipe != "dense":
+            started, wall = time.process_time(), time.perf_counter()
+            done = moeify.convert(
+                real_models.smollm2(), recipe=recipe, active=active, calibrate=calibration(folder), tokens=tokens,
+                settings=[parse_setting(text) for text in settings],
+            )  # fmt: skip
+            row |= {
+                "active": active,
+                "settings": settings,
+                "calibration tokens": tokens,
+                "seconds": {"cpu": round(time.process_time() - started), "wall": round(time.perf_counter() - wall)},
+                "layers": [round(layer.active_fraction, 3) for layer in done.report.layers],
+            }
+            model = done.model
+        row["texts"] = {}
+        for title, text in JUDGED.items():
+            data = open_data(text(folder), tokenizer=dense.tokenizer, example=dense.example, tokens=judged)
+            [score] = evaluate_model(model, data).scores
+            assert score.perplexity is not None
+            fraction = None if score.active_fraction is None else round(score.active_fraction, 4)
+            row["texts"][title] = {"perplexity": round(score.perplexity.value, 3), "active": fraction}
+    return row
+
+
+def commit() -> str:
+    """The commit that is checked out."""
+    run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return run.stdout.strip() or "unknown"
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--recipe", default="best", help="or dense: the model before any conversion")
+    parser.add_argument("--active", type=float, default=0.5)
+    parser.add_argument("--tokens", type=int, default=16384, help="of calibration text")
+    parser.add_argument("--judged", type=int, default=20480, help="tokens of each text to judge on")
+    parser.add_argument("--set", action="append", default=[], metavar="PASS.OPTION=VALUE")
+    given = parser.parse_args()
+    row = measured(given.recipe, given.active, given.tokens, given.judged, given.set)
+    print(json.dumps(row, indent=1))
+    void = [title for title, scores in row["texts"].items() if (scores["active"] or 0) > given.active * 1.01]
+    if void:
+        print(f"void: more than 1 % above the budget on {', '.join(void)}", file=sys.stderr)
+        return 1
+    if given.write:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Texts to calibrate and to judge a conversion on; nothing is in two of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import real_models
+
+
+def calibration(folder: Path) -> Path:
+    """Every second article of the encyclopaedia, its first 6,000 characters, so that many subjects come early."""
+    return _written(folder / "calibration.txt", [article[:6000] for article in _articles()[1::2]])
+
+
+def same_kind(folder: Path) -> Path:
+    """The other articles."""
+    return _written(folder / "same-kind.txt", [article[:6000] for article in _articles()[::2]])
+
+
+def other_domain(folder: Path) -> Path:
+    """The topics of Python's own help."""
+    return real_models.technical_text()
+
+
+#: What a conversion is judged on.
+JUDGED = {"same kind": same_kind, "other domain": other_domain}
+
+
+def _articles() -> list[str]:
+    text = real_models.encyclopaedic_text().read_text("utf-8")
+    return [article for article in text.split("\n\n") if len(article) > 500]
+
+
+def _written(path: Path, documents: list[str]) -> Path:
+    path.write_text("\n\n".join(documents) + "\n", "utf-8")
+    return path

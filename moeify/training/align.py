@@ -1,0 +1,197 @@
+"""A converted model learns to say what its dense parent says: distillation of outputs on text without labels.
+
+Routing stays: routers are not trained, and a token goes on using as many weights as before. What is trained is what experts
+say. For logits it is the distillation of Hinton et al. 2015 (section 2) at temperature 1.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moeify.errors import ConversionError, UsageError
+from moeify.ir.model_graph import Batch
+from moeify.layers.budget import moe_layers
+from moeify.measure.outputs import evaluation_mode
+from moeify.pipeline.context import Progress, no_progress
+from moeify.training.align_data import Division, divide
+from moeify.training.align_state import AlignState, StateFile
+from moeify.training.frozen_routing import frozen_routing, kept_budget
+from moeify.training.output_distance import mean_distance, output_distance
+
+#: So often are the held-out rows looked at, and so many looks in a row that were no better end a run.
+_LOOKS, _PATIENCE = 10, 3
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How an alignment goes.
+
+    minutes: of wall time in all, the measuring included; steps: at most so many optimizer steps (None: no such limit); at least
+    one of the two is given. The learning rate rises for a twentieth of them and falls to zero along a cosine; with minutes it
+    follows the clock, so that only runs that `steps` ends are the same again. tokens: of one step, in whole rows.
+    clip: largest norm of all gradients together. seed: of the order of the rows.
+    """
+
+    minutes: float | None = 10.0
+    steps: int | None = None
+    learning_rate: float = 3e-4
+    tokens: int = 512
+    clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.minutes is None and self.steps is None:
+            raise UsageError("an alignment needs an end: give minutes, such as 10, or steps")
+        for name, least in (("minutes", 0.0), ("learning_rate", 0.0), ("clip", 0.0)):
+            value = getattr(self, name)
+            if value is not None and not least < value < math.inf:
+                raise UsageError(f"align.{name} is {value}: choose a number above {least:g}")
+        for name in ("steps", "tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"align.{name} is {value}: choose 1 or more")
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What an alignment did. before, after: the mean distance of the outputs on rows that were held out, of the `kind` that
+    `output_distance` names. best_step: whose weights the model has now; 0 is the model as it was."""
+
+    steps: int
+    best_step: int
+    before: float
+    after: float
+    kind: str
+    rows: int
+    held_out: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, without the time."""
+        plain = asdict(self)
+        del plain["seconds"]
+        return plain
+
+    def __str__(self) -> str:
+        return (
+            f"aligned with the dense model in {self.steps} steps on {self.rows} rows; {self.kind} on {self.held_out} others"
+            f" {self.before:.4g} -> {self.after:.4g}"
+        )
+
+
+def align(
+    model: nn.Module,
+    dense: nn.Module,
+    batches: Iterable[Batch],
+    how: Alignment | None = None,
+    *,
+    state: Path | None = None,
+    progress: Progress = no_progress,
+) -> Aligned:
+    """Trains the experts of a converted model, in place, towards the outputs of the dense model on the batches.
+
+    A tenth of their rows is held out; the weights that did best on it stay, and the run ends early when three looks at it in a
+    row were no better. Both models stay in eval mode: no dropout. Thresholds move at the end so that a token uses as much as
+    before. Memory: the batches, the dense model, and four times what is trained (gradient, two states of AdamW, the best so
+    far). state: a file where the run is kept from time to time; if it is there, the run goes on from it.
+
+    Raises UsageError for a model without MoE layers; InputError for batches without two rows, or that do not fit the models;
+    ConversionError where the outputs of the two differ in shape, or training does not stay finite.
+    """
+    layers = moe_layers(model)
+    if not layers:
+        raise UsageError(f"{type(model).__name__} has no MoE layer to align: convert it first")
+    how = how or Alignment()
+    data = divide(batches, how.tokens)
+    trained = [
+        p
+        for layer in layers.values()
+        for name, p in layer.named_parameters()
+        if p.requires_grad and not name.startswith("router.")
+    ]
+    with (
+        evaluation_mode(model, dense),
+        kept_budget(model, layers.values(), data.train),
+        frozen_routing(layers.values()),
+        _only_trained(model, trained),
+    ):
+        return _run(model, dense, data, trained, how, None if state is None else StateFile(state), progress)
+
+
+def _run(
+    model: nn.Module, dense: nn.Module, data: Division, trained: list[nn.Parameter], how: Alignment, file: StateFile | None,
+    progress: Progress,
+) -> Aligned:  # fmt: skip
+    optimizer = torch.optim.AdamW(trained, lr=how.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    started = time.monotonic()
+    found = None if file is None else file.take_up(trained, optimizer)
+    if found is None:
+        before, kind = mean_distance(dense, model, data.held_out)
+        found = AlignState(before, before, kind), _copies(trained)
+    state, best = found
+    order, started = data.order(how.seed), started - state.seconds
+    for _ in range(state.steps):
+        next(order)
+    while state.done < 1 and state.worse < _PATIENCE:
+        _step(dense, model, next(order), optimizer, how, state.done)
+        looks = int(state.done * _LOOKS)
+        state = _moved_on(state, how, time.monotonic() - started)
+        progress("aligning", min(round(100 * state.done), 100), 100)
+        if int(min(state.done, 1.0) * _LOOKS) > looks:
+            state = state.judged(mean_distance(dense, model, data.held_out)[0])
+            if state.best_step == state.steps:
+                best = _copies(trained)
+            if file is not None:
+                file.keep(state, trained, best, optimizer)
+    with torch.no_grad():
+        for p, value in zip(trained, best):
+            p.copy_(value)
+    rows, held = len(data.train), len(data.held_out)
+    return Aligned(state.steps, state.best_step, state.before, state.best, state.kind, rows, held, time.monotonic() - started)
+
+
+def _step(dense: nn.Module, model: nn.Module, batch: Batch, optimizer: torch.optim.AdamW, how: Alignment, done: float) -> None:
+    (group,) = optimizer.param_groups
+    group["lr"] = how.learning_rate * min(1.0, 20 * done + 1e-3) * (1 + math.cos(math.pi * done)) / 2
+    loss = output_distance(dense, model, batch).mean
+    if not bool(torch.isfinite(loss)):
+        raise ConversionError("align: the distance from the dense model is not finite; choose a smaller learning rate")
+    loss.backward()  # type: ignore[no-untyped-call]  # torch
+    nn.utils.clip_grad_norm_(group["params"], how.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _moved_on(state: AlignState, how: Alignment, seconds: float) -> AlignState:
+    steps = state.steps + 1
+    by_time = 0.0 if how.minutes is None else seconds / (60 * how.minutes)
+    by_steps = 0.0 if how.steps is None else steps / how.steps
+    return replace(state, steps=steps, seconds=seconds, done=max(by_time, by_steps))
+
+
+def _copies(trained: list[nn.Parameter]) -> list[Tensor]:
+    return [p.detach().clone() for p in trained]
+
+
+@contextmanager
+def _only_trained(model: nn.Module, trained: list[nn.Parameter]) -> Iterator[None]:
+    """Nothing else of the model gets a gradient; what trains otherwise is put back at the end."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    wanted = set(trained)
+    try:
+        for p, _ in flags:
+            p.requires_grad_(p in wanted)
+        yield
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag)
+            p.grad = None

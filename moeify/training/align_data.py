@@ -1,0 +1,89 @@
+"""Batches as single rows: those to learn from, in an order that a seed gives, and those to judge by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moeify.data.data_set import batch_rows, batch_tensors, batch_tokens
+from moeify.errors import InputError
+from moeify.ir.model_graph import Batch
+
+#: Tokens that a look at the held-out rows takes at most: it costs two forwards, and time is what an alignment has little of.
+_HELD_OUT = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Division:
+    """train, held_out: batches of one row. tokens: of a step."""
+
+    train: tuple[Batch, ...]
+    held_out: tuple[Batch, ...]
+    tokens: int
+
+    def order(self, seed: int) -> Iterator[Batch]:
+        """Batches of whole rows, without end: every row once, in an order drawn anew each time."""
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            drawn = [self.train[i] for i in torch.randperm(len(self.train), generator=generator).tolist()]
+            while drawn:
+                rows = [drawn.pop()]
+                while drawn and _shapes(drawn[-1]) == _shapes(rows[0]) and _tokens(rows) < self.tokens:
+                    rows.append(drawn.pop())
+                yield _joined(rows)
+
+
+def divide(batches: Iterable[Batch], tokens: int) -> Division:
+    """Holds every tenth row out, the second of fewer, up to some thousand tokens of them.
+
+    Raises InputError for batches with fewer than two rows.
+    """
+    rows = [row for batch in batches for row in _rows(batch)]
+    if len(rows) < 2:
+        raise InputError(f"align: the data hold {len(rows)} rows; give at least two, one to learn from and one to judge by")
+    every = min(10, len(rows))
+    held: list[Batch] = []
+    train: list[Batch] = []
+    for number, row in enumerate(rows):
+        out = number % every == every - 1 and _tokens(held) < _HELD_OUT
+        (held if out else train).append(row)
+    return Division(tuple(train), tuple(held), tokens)
+
+
+def _rows(batch: Batch) -> Iterator[Batch]:
+    count = batch_rows(batch)
+    for i in range(count):
+
+        def of_row(value: Any, i: int = i) -> Any:
+            return value[i : i + 1] if isinstance(value, Tensor) and value.ndim and value.shape[0] == count else value
+
+        yield _mapped(batch, of_row)
+
+
+def _joined(rows: list[Batch]) -> Batch:
+    if len(rows) == 1:
+        return rows[0]
+    tensors = [batch_tensors(row) for row in rows]
+    joined = {name: torch.cat([row[name] for row in tensors]) if value.ndim else value for name, value in tensors[0].items()}
+    first = rows[0]
+    if isinstance(first, dict):
+        return first | joined
+    return tuple(joined.get(str(i), value) for i, value in enumerate(first))
+
+
+def _mapped(batch: Batch, change: Any) -> Batch:
+    if isinstance(batch, dict):
+        return {name: change(value) for name, value in batch.items()}
+    return tuple(change(value) for value in batch)
+
+
+def _shapes(row: Batch) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in batch_tensors(row).items()}
+
+
+def _tokens(rows: Iterable[Batch]) -> int:
+    return sum(batch_tokens(row) for row in rows)

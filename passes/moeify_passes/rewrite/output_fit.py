@@ -1,0 +1,82 @@
+"""Ridge regression of a layer's output weights, from sums over tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from moeify.ir.feed_forward import FeedForward
+from moeify.ir.moe_spec import MoESpec
+from moeify_passes.expert_rows import ExpertRows
+from moeify_passes.held_site import held_site, token_chunks
+from moeify_passes.routed_output import compensation, routing_of
+from moeify_passes.token_weights import TokenWeights
+
+#: Features, what they have to add to the output so far, and the dense output without its bias, each [tokens, ...], scaled by
+#: the root of the token's weight.
+Scaled = tuple[Tensor, Tensor, Tensor]
+
+
+class OutputFit:
+    """Fits everything that is linear in the output: the down row of every row of the layer, low_rank_out, the output bias.
+
+    Features of a token are what these multiply: gate x h of each row (0 where its expert is idle), x low_rank_in^T, and 1.
+    """
+
+    def __init__(self, site: FeedForward, spec: MoESpec, rows: ExpertRows, weights: TokenWeights) -> None:
+        self.dense, self.spec, self.rows, self.token_weights = held_site(site), spec, rows, weights
+        low_rank = spec.compensation.low_rank_out
+        parts = [rows.tensors["down"], *([] if low_rank is None else [low_rank.float()])]
+        self.start = torch.cat([*parts, rows.tensors.get("output_bias", torch.zeros(site.output))[None]])
+
+    def scaled(self, inputs: Tensor) -> Iterator[Scaled]:
+        """Chunks of tokens of inputs [tokens, hidden]."""
+        for x in token_chunks(inputs, len(self.start)):
+            routing, low_rank = routing_of(self.spec, x), self.spec.compensation.low_rank_in
+            parts = [self.rows.gated_outputs(x, routing.gates), torch.ones(len(x), 1)]
+            if low_rank is not None:
+                parts.insert(1, x @ low_rank.float().T)
+            features, dense = torch.cat(parts, 1), self.dense.forward(x)
+            idle = compensation(self._without_low_rank, routing, x)
+            own = 0.0 if self.dense.output_bias is None else self.dense.output_bias.read()
+            root = self.token_weights.weights(dense - own).sqrt_()[:, None]
+            yield features * root, (dense - idle - features @ self.start) * root, (dense - own) * root
+
+    def candidates(self, inputs: Tensor) -> Callable[[float], Tensor]:
+        """The best weights for inputs [tokens, hidden], as a function of how strongly they are held to those so far.
+
+        The penalty on the change of a feature's weights is `strength` times the feature's own sum of squares; on the bias there
+        is none. Solved by Cholesky decomposition in float32, which features of length 1 make safe.
+        """
+        width = len(self.start)
+        gram, right = torch.zeros(width, width), torch.zeros(width, self.start.shape[1])
+        for features, missing, _ in self.scaled(inputs):
+            gram.addmm_(features.T, features)
+            right.addmm_(features.T, missing)
+        length = gram.diagonal().sqrt()
+        unit = torch.where(length > 1e-6 * length.max(), 1 / length, 0.0)
+        gram.mul_(unit).mul_(unit[:, None])
+
+        def solve(strength: float) -> Tensor:
+            penalty = torch.full((width,), strength)
+            penalty[-1] = 1e-6
+            penalty[unit == 0] = 1.0
+            lower = torch.linalg.cholesky(gram + torch.diag(penalty))
+            return self.start + unit[:, None] * torch.cholesky_solve(right * unit[:, None], lower)
+
+        return solve
+
+    def error(self, inputs: Tensor, found: Tensor) -> float:
+        """Weighted squared error of weights `found` (as `start`) on inputs [tokens, hidden] / weighted squared output."""
+        error = size = 0.0
+        for features, missing, dense in self.scaled(inputs):
+            error += float((missing - features @ (found - self.start)).square().sum(dtype=torch.float64))
+            size += float(dense.square().sum(dtype=torch.float64))
+        return error / max(size, 1e-300)
+
+    @property
+    def _without_low_rank(self) -> MoESpec:
+        return replace(self.spec, compensation=replace(self.spec.compensation, low_rank_in=None, low_rank_out=None))

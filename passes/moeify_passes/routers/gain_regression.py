@@ -1,0 +1,84 @@
+"""The router that predicts what each expert is worth: how much smaller it makes the error of the output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from moeify.errors import UsageError
+from moeify.ir.facts import ActivationSample, Fact
+from moeify.ir.feed_forward import FeedForward
+from moeify.ir.moe_config import MoEConfig, RouterConfig
+from moeify.ir.moe_spec import MoESpec, Router
+from moeify.pipeline.context import PassContext
+from moeify_passes.expert_rows import ExpertRows, expert_rows, squared_norms
+from moeify_passes.held_site import held_site, token_chunks
+from moeify_passes.routers.held_out import held_out
+from moeify_passes.routers.reduced_rank import ReducedRankFit
+from moeify_passes.token_weights import TokenWeights
+
+
+@dataclass(frozen=True)
+class GainRegression:
+    """Predicts the squared norm of each expert's output, in a logarithm, by a linear map of low rank; in closed form.
+
+    score_e(x) is fitted to log(gain_e / mean gain + floor), gain_e = ||E_e(x)||^2, the error that the expert's absence would
+    leave (experts taken as uncorrelated); the mean is over experts and tokens. Other than the norm itself (D2DMoE, section 3.2)
+    the logarithm asks for the order of experts, which is all that the choice looks at, not for the sizes of the largest.
+
+    rank: a count, or a fraction of the FFN's inputs; the router costs rank x (inputs + experts) weights. floor: gains far below
+    this part of the mean one count as equal (above 0). ridge: penalty on squared weights for inputs scaled to variance 1.
+    """
+
+    rank: int | float = 0.1
+    floor: float = 0.5
+    ridge: float = 0.01
+
+    kind: ClassVar[str] = "gain-regression"
+    needs: ClassVar[tuple[type[Fact], ...]] = (ActivationSample,)
+    uses: ClassVar[tuple[type[Fact], ...]] = ()
+
+    def __post_init__(self) -> None:
+        if self.rank <= 0 or (isinstance(self.rank, float) and self.rank > 1):
+            raise UsageError(f"gain-regression.rank is {self.rank}: choose a count from 1 or a fraction of at most 1.0")
+        for name in ("floor", "ridge"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"gain-regression.{name} is {getattr(self, name)}: choose a number above 0")
+
+    def shape(self, config: MoEConfig) -> RouterConfig:
+        """The router's shape in front of a layer of that shape."""
+        width = self.rank if isinstance(self.rank, int) else max(1, round(self.rank * config.hidden))
+        return RouterConfig("mlp", bias=True, width=min(width, config.hidden), activation="identity")
+
+    def route(self, site: FeedForward, spec: MoESpec, context: PassContext) -> Router:
+        """The router for the spec's experts, fitted on nine tenths of the sample."""
+        x, _ = held_out(site, context.get(site, ActivationSample).inputs, context.generator("held-out", site))
+        rows, dense = expert_rows(site, spec), held_site(site)
+        weights, shape = TokenWeights.of(dense, x), self.shape(spec.config(site))
+        floor = self.floor * _mean_gain(dense, rows, weights, x)
+        fit = ReducedRankFit(x, rows.experts)
+        for chunk in _chunks(rows, x, site.output):
+            gains = _gains(dense, rows, weights, chunk)
+            fit.add(chunk, (gains + max(floor, torch.finfo(torch.float32).tiny)).log_())
+        return Router(shape, fit.solve(shape.width or 1, self.ridge))
+
+
+def _gains(dense: FeedForward, rows: ExpertRows, weights: TokenWeights, x: Tensor) -> Tensor:
+    """||E_e(x)||^2 times the token's weight, [tokens, experts]."""
+    outputs = dense.neuron_outputs(x) @ dense.down.read()
+    return squared_norms(rows, x) * weights.weights(outputs)[:, None]
+
+
+def _mean_gain(dense: FeedForward, rows: ExpertRows, weights: TokenWeights, x: Tensor) -> float:
+    some = x[:: max(1, len(x) // 2048)]
+    total = sum(
+        float(_gains(dense, rows, weights, chunk).sum(dtype=torch.float64)) for chunk in _chunks(rows, some, dense.output)
+    )
+    return total / (len(some) * rows.experts)
+
+
+def _chunks(rows: ExpertRows, x: Tensor, width: int) -> list[Tensor]:
+    return list(token_chunks(x, max(rows.offsets[-1], width)))

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moeify.errors import ConversionError, UsageError
+from moeify.ir.facts import ActivationSample, Budget, FeedForwards
+from moeify.ir.moe_spec import MoESpec
+from moeify.pipeline.context import PassContext
+from moeify.pipeline.contract import Pass
+from moeify.pipeline.pipeline import Pipeline
+from moeify_passes.analyse.allocate_budget import AllocateBudget, _rows
+from moeify_passes.analyse.find_feed_forward import FindFeedForward
+from moeify_passes.rewrite.insert_router import InsertRouter
+from passes.tiny import correlated_inputs, graph_of, random_site, sampled_context
+
+SITES = [random_site(f"layers.{i}.mlp", neurons=n) for i, n in enumerate((48, 48, 24, 96))]
+BATCH = {"input_ids": torch.arange(12).view(3, 4), "other": torch.zeros(3, 2), "scale": torch.ones(2)}
+
+
+def spent(shares: list[float]) -> float:
+    weights = [site.parameters for site in SITES]
+    return sum(s * w for s, w in zip(shares, weights)) / sum(weights)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(0.05, 1.0), st.lists(st.floats(0, 100), min_size=4, max_size=4))
+def test_the_budget_is_spent_and_no_more(active: float, effects: list[float]) -> None:
+    shares = AllocateBudget(active).divide(SITES, effects)
+    assert spent(shares) <= active + 1e-9
+    assert spent(shares) >= active - 0.08 * 96 / 216 - 1e-6, "but for the step of the largest layer to all of its weights"
+    assert all(0.5 * active - 1e-9 <= share <= 1 and (share == 1 or share <= 0.92) for share in shares)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.floats(0.01, 3), min_size=4, max_size=4), st.integers(0, 3), st.integers(0, 3), st.floats(-0.02, 0.02))
+def test_no_shift_between_two_layers_would_do_better(effects: list[float], a: int, b: int, shift: float) -> None:
+    step = AllocateBudget(0.5, whole=1.0, least=0.01)
+    shares = step.divide(SITES, effects)
+
+    def loss(shares: list[float]) -> float:
+        return sum(e * math.exp(-4 * s) for e, s in zip(effects, shares))
+
+    other = list(shares)
+    other[a] += shift / SITES[a].parameters * 1000
+    other[b] -= shift / SITES[b].parameters * 1000
+    if all(0.005 <= s <= 1 for s in other):
+        assert loss(other) >= loss(shares) - 1e-6
+
+
+def test_every_site_gets_its_budget_and_an_equal_effect_an_equal_one() -> None:
+    graph, context = graph_of(*SITES), PassContext(batches=[BATCH])
+    context.put(None, FeedForwards(4, 0))
+    assert not AllocateBudget(0.4, whole=1.0).run(graph, context)
+    shares = [context.get(site, Budget).active for site in SITES]
+    assert spent(shares) == pytest.approx(0.4)
+    assert [context.measurements[site.path]["budget"] for site in SITES] == shares
+    assert shares[2] > shares[1] > shares[0]  # effects 1, 2, 4 (of half as many weights), 8 (of twice as many)
+    equal = AllocateBudget(0.4).divide([SITES[0]] * 3, [0.7] * 3)
+    assert equal == [pytest.approx(0.4)] * 3
+
+
+def test_the_router_keeps_to_the_layer_s_own_budget_and_a_whole_layer_has_none() -> None:
+    graph = graph_of(*SITES)
+    context = sampled_context(graph)
+    for site, share in zip(SITES, (0.4, 0.8, 0.6, 1.0)):
+        graph.specs[site.path] = MoESpec(tuple(torch.split(torch.arange(site.neurons), 4)))
+        context.put(site, Budget(share))
+    InsertRouter(active=0.5).run(graph, context)
+    found = [graph.specs[site.path].active_fraction(site) for site in SITES]
+    assert found[3] == 1.0
+    assert graph.specs[SITES[3].path].router is None
+    for site, share, fraction in zip(SITES[:3], (0.4, 0.8, 0.6), found):
+        assert fraction <= share
+        one_more = replace(graph.specs[site.path], top_k=(graph.specs[site.path].top_k or 0) + 1)
+        assert one_more.active_fraction(site) > share
+    InsertRouter(top_k=3).run(graph, context)
+    assert [graph.specs[site.path].top_k for site in SITES] == [3] * 4, "a top_k that is asked for holds"
+
+
+def test_a_rewrite_does_not_end_a_budget() -> None:
+    site = SITES[0]
+    graph = graph_of(site)
+    graph.specs[site.path] = MoESpec(tuple(torch.split(torch.arange(48), 8)))
+
+    class Change(InsertRouter):
+        def run(self, graph: Any, context: Any) -> bool:
+            context.put(site, ActivationSample(correlated_inputs(50), 50))
+            return super().run(graph, context)
+
+    steps: tuple[Pass, ...] = (FindFeedForward(), AllocateBudget(0.5), Change(top_k=2), InsertRouter(active=0.5))
+    from moeify.pipeline.running import run_passes
+
+    context = PassContext(batches=[BATCH])
+    run_passes(steps, graph, context)
+    assert context.get(site, Budget).active == pytest.approx(0.5)
+    assert Pipeline((FindFeedForward(), AllocateBudget())).passes
+
+
+def test_the_first_rows_of_several_batches_are_looked_at() -> None:
+    rows = list(_rows([BATCH] * 9, 10))
+    assert len(rows) == 3
+    assert all(isinstance(row, dict) for row in rows)
+    assert {name: list(t.shape) for name, t in rows[0].items()} == {"input_ids": [1, 4], "other": [1, 2], "scale": [2]}  # type: ignore[union-attr]  # a dict
+    floats = list(_rows([(torch.zeros(5, 3),)] * 9, 4))
+    assert [batch[0].shape for batch in floats] == [(1, 3)] * 4  # type: ignore[index]  # tuples
+
+
+def test_an_output_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = graph_of(*SITES)
+    monkeypatch.setattr(graph.host, "effects", lambda *_: [1.0, float("nan"), 1.0, 1.0])
+    with pytest.raises(ConversionError, match="the model's output is not finite on the calibration data"):
+        AllocateBudget().run(graph, PassContext(batches=[BATCH]))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AllocateBudget(active=0), "allocate-budget.active is 0: choose a fraction above 0 and up to 1"),
+        (lambda: AllocateBudget(whole=1.2), "allocate-budget.whole is 1.2: choose a fraction"),
+        (lambda: AllocateBudget(slope=0), "allocate-budget.slope is 0: choose a number above 0"),
+        (lambda: AllocateBudget(noise=-1), "allocate-budget.noise is -1: choose a number above 0"),
+        (lambda: AllocateBudget(tokens=0), "allocate-budget.tokens is 0: choose a number above 0"),
+    ],
+)
+def test_refuses(make: Any, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        make()
+    assert message in str(error.value)

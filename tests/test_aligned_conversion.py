@@ -1,0 +1,60 @@
+"""`convert` with an alignment at its end: of a folder, of a module in memory, and what the report and the folder say of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import moeify
+from converted import distance, main_output
+from moeify.errors import UsageError
+from moeify.export.onnx.exporting import export_onnx
+from zoo import ZOO, ids
+
+HOW = moeify.Alignment(minutes=None, steps=24, learning_rate=1e-3, tokens=32)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    torch.save({"input_ids": ids(80, 16)}, tmp_path / "ids.pt")
+    return tmp_path / "ids.pt"
+
+
+def said(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return main_output(model(input_ids=ids()))
+
+
+@pytest.mark.parametrize("recipe", ["random", "markers"])  # one does not look at data by itself
+def test_a_folder_is_aligned_and_comes_back_so(recipe: str, data: Path, tmp_path: Path) -> None:
+    dense = ZOO["llama"]().model
+    dense.save_pretrained(tmp_path / "dense")  # type: ignore[operator]  # a transformers model
+    options = {"recipe": recipe, "experts": 4, "top_k": 1, "calibrate": data}
+    plain = moeify.convert(tmp_path / "dense", **options)  # type: ignore[arg-type]  # each fits
+    done = moeify.convert(tmp_path / "dense", tmp_path / "out", align=HOW, **options)  # type: ignore[arg-type]
+    assert distance(said(done.model), said(dense)) < distance(said(plain.model), said(dense))
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["aligned"]["steps"] == 24
+    assert report["aligned"]["after"] < report["aligned"]["before"]
+    assert any(note.startswith("aligned with the dense model in 24 steps on 72 rows") for note in report["notes"])
+    again = moeify.load(tmp_path / "out")
+    assert distance(said(again), said(done.model)) < 1e-6
+    checks = export_onnx(again, {"input_ids": ids()}, tmp_path / "m.onnx").checks
+    assert max(check.distance for check in checks) < 1e-5
+
+
+def test_a_module_in_memory_is_aligned_with_what_it_was() -> None:
+    dense, other, model = (ZOO["llama"]().model for _ in range(3))
+    example, rows = {"input_ids": ids()}, [{"input_ids": ids(80, 16)}]
+    plain = moeify.convert(other, example=example, recipe="random", experts=4, top_k=1)
+    done = moeify.convert(model, example=example, recipe="random", experts=4, top_k=1, calibrate=rows, align=HOW)
+    assert done.model is model
+    assert distance(said(model), said(dense)) < distance(said(plain.model), said(dense))
+
+
+def test_without_data_there_is_nothing_to_align_on(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="aligning needs text without labels, or other inputs: give --calibrate too"):
+        moeify.convert(tmp_path / "not read", tmp_path / "out", align=HOW)
