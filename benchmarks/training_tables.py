@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -62,9 +63,12 @@ def how(name: str, experiment: Experiment, runs: Runs) -> str:
     commits = ", ".join(sorted({row["commit"] for row in rows}))
     grid = ", ".join(f"{rate:g}" for rate in experiment.rates)
     file = f"[benchmarks/training/{name}.jsonl](../benchmarks/training/{name}.jsonl)"
-    return (
+    return textwrap.fill(
         f"Learning rates, chosen of {grid} by validation with another seed: {chosen}. {len(rows)} runs took {minutes:.0f}"
-        f" minutes of one core (torch {rows[0]['torch']}; rows of {file}, commit {commits})."
+        f" minutes of one core (torch {rows[0]['torch']}; rows of {file}, commit {commits}).",
+        width=128,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 

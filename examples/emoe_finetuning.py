@@ -121,8 +121,8 @@ def work(setting: Setting, data: Data, run: Run, budget: Budget) -> Results:
     if run.arm == "emoe":
         experts, top_k = setting.experts, setting.top_k
         model = moeify.convert(model, recipe="emoe", experts=experts, top_k=top_k, layers=setting.layers, seed=run.seed).model
-    steps = setting.epochs * (setting.sentences // setting.batch)
-    train(model, data.training_batches(setting, run.seed), Schedule(steps, run.rate), run.seed, budget)
+    schedule = Schedule(setting.epochs * (setting.sentences // setting.batch), run.rate, warmup=1 / 12)
+    train(model, data.training_batches(setting, run.seed), schedule, run.seed, budget)
     models = {run.arm: model} | ({"emoe, concatenated": concatenated(model)} if run.arm == "emoe" else {})
     texts = (data.validation, data.products[:0]) if run.purpose == "tune" else (data.test, data.products)
     return {
