@@ -79,8 +79,10 @@ def test_options_of_the_command_reach_the_recipe_that_the_folder_carries(moeify:
     assert recipe["seed"] == 5
     assert find["layers"] == "last-half"
     assert steps["calibrate"]["tokens"] == 64
-    assert steps["cluster-neurons"] == {"name": "cluster-neurons", "experts": 4, "shared_experts": 0, "unequal": False,
-                                        "by": {"kind": "random"}}  # fmt: skip
+    assert steps["cluster-neurons"] == {
+        "name": "cluster-neurons", "experts": 4, "shared_experts": 0, "shared_by": "rate", "unequal": False,
+        "by": {"kind": "random"},
+    }  # fmt: skip
     assert steps["match-dense"]["tokens"] == 32
     assert steps["insert-router"]["top_k"] == 3
 

@@ -1,4 +1,4 @@
-"""One of two processes that train a sharded model: what test_sharded.py starts."""
+"""One of two processes that train a sharded model: what test_fully_sharded.py starts."""
 
 from __future__ import annotations
 
