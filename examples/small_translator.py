@@ -1,12 +1,9 @@
-"""A small translation model: a Marian of a million parameters, English to French, trained from scratch on short verses."""
+"""A small translation model: a Marian of a million parameters, English to French, and the short verses it learns from."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import sacrebleu
@@ -15,16 +12,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import MarianConfig, MarianMTModel
 
-from checkpointed_runs import Budget
-from package_files import cached
 from real_data import Pair, verses
-from training_loop import Batch, Schedule, train
+from training_loop import Batch
 
 PAD, END = 0, 1
 
 
 @dataclass(frozen=True)
-class Pretraining:
+class Translator:
     """tokens: at most, of a verse; held_out: verses to validate with, and as many to test with; batch: verses."""
 
     vocabulary: int = 2000
@@ -33,16 +28,12 @@ class Pretraining:
     tokens: int = 32
     held_out: int = 300
     batch: int = 64
-    steps: int = 600
-    rate: float = 2e-3
-    warmup: float = 0.25
-    beta: float = 0.98
 
 
 class Verses:
     """Pairs that are short enough, none of them twice: to train, to validate, and to test with."""
 
-    def __init__(self, setting: Pretraining) -> None:
+    def __init__(self, setting: Translator) -> None:
         pairs = list({pair.source: pair for pair in verses()}.values())
         order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
         pairs, n = [pairs[i] for i in order], setting.held_out
@@ -86,21 +77,8 @@ def padded(rows: Sequence[list[int]], value: int) -> Tensor:
     return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
 
 
-def pretrained(data: Verses, budget: Budget) -> Any:
-    """The trained model. It is trained once; from then on it comes out of the cache."""
-    setting = data.setting
-
-    def write(folder: Path) -> None:
-        model = new_model(setting)
-        schedule = Schedule(setting.steps, setting.rate, setting.warmup, setting.beta)
-        train(model, data.batches(setting.steps, 0), schedule, 0, budget)
-        model.save_pretrained(folder)
-
-    digest = hashlib.sha256(json.dumps(asdict(setting)).encode()).hexdigest()[:12]
-    return MarianMTModel.from_pretrained(cached(f"small-translator-{digest}", write))
-
-
-def new_model(setting: Pretraining) -> Any:
+def new_model(setting: Translator, seed: int) -> Any:
+    """Untrained; equal seeds give equal weights."""
     hidden, layers = setting.hidden, setting.layers
     config = MarianConfig(
         vocab_size=setting.vocabulary, d_model=hidden, encoder_layers=layers, decoder_layers=layers, encoder_attention_heads=4,
@@ -109,7 +87,7 @@ def new_model(setting: Pretraining) -> Any:
         forced_eos_token_id=None, bos_token_id=None, num_beams=1,
     )  # fmt: skip
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return MarianMTModel(config)
 
 

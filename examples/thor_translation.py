@@ -2,10 +2,10 @@
 
     python examples/thor_translation.py         half an hour on one core; stopped early, it goes on when run again
 
-A dense encoder-decoder is trained once, from scratch, and kept in the cache. From there on four arms train on the same verses:
-the dense model; two copies of every FFN with a router that takes one (recipe upcycle, load balance 0.01); two copies of which
-chance takes one (recipe thor), two passes a step and the loss that makes them agree; and the dense model for as many operations
-as THOR took. Verses that no arm has seen are translated greedily.
+Every arm is trained from scratch, for a seed from the same untrained weights on the same batches: the dense model; two copies of
+every FFN with a router that takes one (recipe upcycle, load balance 0.01); two copies of which chance takes one (recipe thor),
+two passes a step and the loss that makes them agree; and the dense model for as many operations as THOR took. Verses that no
+arm has seen are translated greedily.
 
 THOR is measured with an expert drawn for each token, with the experts merged into one, and with the mean of all. Costs count
 steps of the dense model, by moeify's plan: passes a step x the parameters that a token uses / those of the dense model.
@@ -24,7 +24,7 @@ from comparison import Experiment, arguments, compare
 from moeify.ir.moe_config import Inference
 from moeify.pipeline.plan import Plan
 from moeify.training.consistency import two_passes
-from small_translator import Pretraining, Verses, pretrained, quality
+from small_translator import Translator, Verses, new_model, quality
 from training_loop import Batch, Loss, Schedule, balanced_loss, plain_loss, train
 
 LONGER = "dense, equal operations"
@@ -35,16 +35,19 @@ THOR: dict[str, Inference] = {"thor": "random", "thor, merged": "merged", "thor,
 
 @dataclass(frozen=True)
 class Setting:
-    """steps: of every arm but the one that goes on longer. alpha: weight of the consistency."""
+    """steps: of every arm but the one that goes on longer. warmup: their share in which the rate rises; beta: AdamW's second.
+    alpha: weight of the consistency."""
 
-    pretraining: Pretraining = field(default_factory=Pretraining)
-    steps: int = 64
+    translator: Translator = field(default_factory=Translator)
+    steps: int = 600
+    warmup: float = 0.25
+    beta: float = 0.98
     experts: int = 2
     load_balance: float = 0.01
     alpha: float = 5.0
 
 
-QUICK = Setting(Pretraining(vocabulary=200, hidden=32, layers=1, held_out=16, batch=16, steps=6), steps=3)
+QUICK = Setting(Translator(vocabulary=200, hidden=32, layers=1, held_out=16, batch=16), steps=3)
 
 
 def consistent_loss(alpha: float) -> Loss:
@@ -77,10 +80,11 @@ def converted(arm: str, model: Any, setting: Setting, seed: int) -> tuple[Any, L
 
 
 def work(setting: Setting, data: Verses, run: Run, budget: Budget) -> Results:
-    """One arm trained further, and its translations."""
-    model, loss, cost = converted(run.arm, pretrained(data, budget), setting, run.seed)
+    """One arm trained, and its translations."""
+    model, loss, cost = converted(run.arm, new_model(setting.translator, run.seed), setting, run.seed)
     steps = setting.steps * (2 if run.arm == LONGER else 1)
-    train(model, data.batches(steps, run.seed), Schedule(steps, run.rate), run.seed, budget, loss)
+    schedule = Schedule(steps, run.rate, setting.warmup, setting.beta)
+    train(model, data.batches(steps, run.seed), schedule, run.seed, budget, loss)
     pairs = data.validation if run.purpose == "tune" else data.test
     spent = {"steps": steps, "cost": cost * steps}
     if run.arm != "thor":
@@ -97,7 +101,7 @@ def experiment(quick: bool = False) -> tuple[Experiment, Setting]:
     compared = Experiment(
         name="thor_translation",
         arms=("thor", *others),
-        rates=(1e-3,) if quick else (5e-4, 1.5e-3),
+        rates=(2e-3,) if quick else (1e-3, 2e-3, 4e-3),
         seeds=tuple(range(2 if quick else 5)),
         measures=("chrF", "BLEU"),
         pairs=tuple((model, other) for model in THOR for other in others),
@@ -108,7 +112,7 @@ def experiment(quick: bool = False) -> tuple[Experiment, Setting]:
 def main() -> None:
     options = arguments(__doc__, "thor_translation")
     compared, setting = experiment(options.quick)
-    data = Verses(setting.pretraining)
+    data = Verses(setting.translator)
     compare(compared, asdict(setting), lambda run, budget: work(setting, data, run, budget), options)
 
 
