@@ -64,6 +64,7 @@ def export(
     output: str | Path,
     *,
     to: str = "onnx",
+    precision: str = "fp32",
     factory: Factory | None = None,
     example: Example | None = None,
     force: bool = False,
@@ -72,15 +73,18 @@ def export(
 ) -> OnnxReport:
     """Writes a converted model as an ONNX file that stock ONNX Runtime runs; it is compared with the eager model first.
 
-    Raises UsageError for another format than onnx, InputError, ConversionError and OutputError as their words say.
+    precision: fp32, fp16, int8 or int4: how weights are stored (docs/quantisation.md). Raises UsageError for another one and
+    for another format than onnx, InputError, ConversionError and OutputError as their words say.
     """
     if to != "onnx":
         raise UsageError(f"cannot export to {to!r}: known is onnx")
     from moeify.export.atomic import check_target
     from moeify.export.folder import load_folder
     from moeify.export.onnx.exporting import export_onnx
+    from moeify.export.onnx.precision.choices import check_precision
 
+    check_precision(precision)
     check_target(Path(output), force=force)
     found = load_folder(Path(folder), factory=factory, allow_pickle=allow_pickle)
     progress("exporting ONNX", 0, None)
-    return export_onnx(found.model, example_of(found, example), Path(output), force=force)
+    return export_onnx(found.model, example_of(found, example), Path(output), force=force, precision=precision)

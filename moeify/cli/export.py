@@ -15,6 +15,7 @@ def export(
     folder: Annotated[str, typer.Argument(metavar="OUT", help="A converted folder.")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")],
     to: Annotated[str, typer.Option(metavar="onnx", help="The format to write.")] = "onnx",
+    precision: Annotated[str, typer.Option(metavar="fp32|fp16|int8|int4", help="How weights are stored.")] = "fp32",
     factory: Factory = None,
     example: Example = None,
     force: Force = False,
@@ -29,7 +30,15 @@ def export(
         from moeify import api
 
         report = api.export(
-            folder, output, to=to, factory=factory, example=example, force=force, allow_pickle=allow_pickle, progress=progress
+            folder,
+            output,
+            to=to,
+            precision=precision,
+            factory=factory,
+            example=example,
+            force=force,
+            allow_pickle=allow_pickle,
+            progress=progress,
         )
     if json:
         screen.data(report.to_json())

@@ -1,4 +1,4 @@
-"""The body of `moeify::MoE` version 1 (docs/moe-layer.md) in standard ONNX operators: it runs in any ONNX runtime.
+"""The bodies of `moeify::MoE` and `moeify::QMoE` (docs/moe-layer.md) in standard ONNX operators: they run in any ONNX runtime.
 
 An expert that no token chose works on zero rows: its weights are not read. The rows of an expert are taken by Split, so
 that a runtime that folds constants keeps one (prepacked) matrix an expert and no copy of the whole. So many experts that a
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from moeify.export.onnx.body_choice import gates, mask, values
 from moeify.export.onnx.body_experts import FINE, fine_experts, gated_rows, neurons, routed_experts, split_experts
-from moeify.export.onnx.body_shape import DOMAIN, INPUTS, OPERATOR, REQUIRED, BodyShape
+from moeify.export.onnx.body_integers import restored
+from moeify.export.onnx.body_shape import DOMAIN, INTEGERS, BodyShape
 from moeify.export.onnx.operations import Operations
 
 if TYPE_CHECKING:
@@ -27,33 +28,38 @@ def moe_function(shape: BodyShape, opset: int = OPSET) -> ir.Function:
     """The function for layers of that shape; its `overload` is `shape.overload`. opset: of the model, 20 or later."""
     import onnx_ir as ir
 
-    inputs = [ir.Value(name=name) for name in INPUTS]
-    given = {name: value for name, value in zip(INPUTS, inputs) if name in REQUIRED or name in shape.present}
+    inputs = [ir.Value(name=name) for name in shape.inputs]
+    given = {name: value for name, value in zip(shape.inputs, inputs) if name in shape.given}
     op = Operations()
-    y = _restore(op, given, _layer(op, shape, _in_float(op, given)))
+    v = _in_float(op, shape, given)
+    y = _restore(op, given["x"], v["down"], _layer(op, shape, v))
     y.name = "y"
     graph = ir.Graph(inputs, [y], nodes=op.nodes, opset_imports={"": opset}, name=shape.overload)
     attributes = [
         ir.Attr("activation", ir.AttributeType.STRING, None),
         ir.Attr("gate_rule", ir.AttributeType.STRING, "one"),
         ir.Attr("normalize", ir.AttributeType.INT, 0),
+        *([ir.Attr("bits", ir.AttributeType.INT, None)] if shape.bits else []),
     ]
-    return ir.Function(DOMAIN, OPERATOR, shape.overload, graph=graph, attributes=attributes)
+    return ir.Function(DOMAIN, shape.operator, shape.overload, graph=graph, attributes=attributes)
 
 
-def _in_float(op: Operations, given: Values) -> Values:
+def _in_float(op: Operations, shape: BodyShape, given: Values) -> Values:
     """Computes in float32 whatever the type of x is; a cast from float32 costs nothing, runtimes drop it."""
-    whole = {"offsets", "k"}
+    whole = {"offsets", "k", *(INTEGERS if shape.bits else ())}
     v = {name: value if name in whole else op("Cast", value, to=FLOAT) for name, value in given.items()}
+    for name in INTEGERS if shape.bits else ():
+        if name in v:
+            v[name] = restored(op, v[name], v.pop(f"{name}_scale"), shape.bits)
     for name in ("x", "scores"):
         v[name] = op("Flatten", v[name], axis=-1)
     return v
 
 
-def _restore(op: Operations, given: Values, y: ir.Value) -> ir.Value:
+def _restore(op: Operations, x: ir.Value, down: ir.Value, y: ir.Value) -> ir.Value:
     """[tokens, output] => [..., output] in the type of x."""
-    dims = op("Concat", op("Shape", given["x"], end=-1), op("Shape", given["down"], start=1), axis=0)
-    return op("CastLike", op("Reshape", y, dims, allowzero=1), given["x"])
+    dims = op("Concat", op("Shape", x, end=-1), op("Shape", down, start=1), axis=0)
+    return op("CastLike", op("Reshape", y, dims, allowzero=1), x)
 
 
 def _layer(op: Operations, shape: BodyShape, v: Values) -> ir.Value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from moeify.export.onnx.distance import BOUNDS
 from moeify.export.onnx.encoder_decoder_interface import encoder_decoder_interface
 from moeify.export.onnx.interface import flat_interface
 from moeify.export.onnx.packages import check_packages
+from moeify.export.onnx.precision.choices import check_precision
+from moeify.export.onnx.precision.rounded_graph import lower_precision
 from moeify.export.onnx.report import Check, OnnxReport, Port
 from moeify.export.onnx.tracing import trace
 from moeify.export.onnx.verify import verify
@@ -33,16 +36,19 @@ if TYPE_CHECKING:
 EMBEDDED = 1_900_000_000
 
 
-def export_onnx(model: nn.Module, example: Batch, output: Path, *, force: bool = False, opset: int = OPSET) -> OnnxReport:
+def export_onnx(
+    model: nn.Module, example: Batch, output: Path, *, force: bool = False, opset: int = OPSET, precision: str = "fp32"
+) -> OnnxReport:
     """Writes `output` (and `output.data` beyond 2 GB) once ONNX Runtime has given what the model gives.
 
-    Every MoE layer is one `moeify::MoE` node with a body of standard operators, composed rows folded. Hugging Face decoders
-    take and give their cache, encoder-decoders are one graph without one; batch and sequence are free. The model is left as it
-    was. Raises UsageError for a bad option, OutputError where the file cannot be written, ConversionError where the model
-    cannot be translated or the file computes something else.
+    Every MoE layer is one node of `moeify::MoE` (with integers `moeify::QMoE`) with a body of standard operators, composed rows
+    folded. Hugging Face decoders take and give their cache, encoder-decoders are one graph without one; batch and sequence are
+    free. The model is left as it was. precision: fp32, fp16, int8 or int4 (docs/quantisation.md). Raises UsageError for a bad
+    option, OutputError where the file cannot be written, ConversionError where the model cannot be translated or the file
+    computes something else.
     """
     started = time.monotonic()
-    _check(model, opset)
+    _check(model, opset, precision)
     check_target(output, force=force)
     with calm(model), whole_file(output, force) as part:
         with folded_layers(model):  # the operator takes plain rows
@@ -50,18 +56,21 @@ def export_onnx(model: nn.Module, example: Batch, output: Path, *, force: bool =
                 decoder_interface(model, example) or encoder_decoder_interface(model, example) or flat_interface(model, example)
             )
             graph = trace(interface, opset)
+        stored = lower_precision(graph, precision)
         layers = attach_bodies(graph)
         data = _save(graph, part)
-        checks = verify(part, model, interface, layers, _dtype(model))
+        checks = verify(part, model, interface, layers, _dtype(model) if precision == "fp32" else precision)
         size = part.stat().st_size
         if data is not None:
             size += data.stat().st_size
             with whole_file(output.with_name(data.name), force) as place:
                 os.replace(data, place)
-        return _report(graph, output, layers, checks, size, time.monotonic() - started)
+        report = _report(graph, output, layers, checks, size, time.monotonic() - started)
+        return replace(report, precision=precision, stored=stored)
 
 
-def _check(model: nn.Module, opset: int) -> None:
+def _check(model: nn.Module, opset: int, precision: str) -> None:
+    check_precision(precision, _dtype(model))
     check_packages()
     import onnx
 

@@ -33,8 +33,20 @@ class Check:
 
 
 @dataclass(frozen=True)
+class StoredMatrix:
+    """A matrix in a lower precision. form: the type or the operator that holds it. bits: of a weight. error: the norm of what
+    rounding changed / the norm of the matrix."""
+
+    name: str
+    form: str
+    bits: int
+    error: float
+
+
+@dataclass(frozen=True)
 class OnnxReport:
-    """path: the file. size: its bytes, external data included. moe_layers: names of the MoE nodes. seconds: all of it."""
+    """path: the file. size: its bytes, external data included. moe_layers: names of the MoE nodes. seconds: all of it.
+    precision: as asked for; stored: the matrices that are not as they were."""
 
     path: str
     inputs: tuple[Port, ...]
@@ -44,6 +56,8 @@ class OnnxReport:
     size: int
     checks: tuple[Check, ...]
     seconds: float
+    precision: str = "fp32"
+    stored: tuple[StoredMatrix, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,6 +69,12 @@ class OnnxReport:
             lines += [f"  {title} {text}" for text in shown]
             if cache := len(ports) - len(shown):
                 lines.append(f"  {title} cache: {cache} tensors, {ports[-1]}")
+        if self.stored:
+            worst, bits = max(self.stored, key=lambda m: m.error), sorted({m.bits for m in self.stored})
+            lines.append(
+                f"  {self.precision}: {len(self.stored)} matrices in {' and '.join(map(str, bits))} bits, relative error of "
+                f"the weights at most {worst.error:.1e} ({worst.name})"
+            )
         for check in self.checks:
             flipped = f", {check.flipped:.2%} of tokens on other experts (near ties)" if check.flipped else ""
             lines.append(f"  {check.name}: distance {check.distance:.1e} (bound {check.bound:.0e}){flipped}")
