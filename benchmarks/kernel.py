@@ -1,6 +1,6 @@
-"""The native kernel against dense ONNX Runtime and com.microsoft::MoE: stacked float32 layers, one thread, process CPU time.
+"""The native kernel against dense ONNX Runtime and com.microsoft::MoE: stacked layers, one thread, process CPU time.
 
-python -m benchmarks.kernel [--shapes 'NAME;NAME'] [--tokens 1,16,128,512] [--rounds 90] [--write]
+python -m benchmarks.kernel [--precision fp32|int8] [--shapes 'NAME;NAME'] [--tokens 1,16,128,512] [--rounds 90] [--write]
 """
 
 from __future__ import annotations
@@ -13,13 +13,28 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from benchmarks.stacks import Build, Shape, contrib, dense_gemm, dense_matmul, draw, inputs, native, save
+from benchmarks.stacks import (
+    Build,
+    Shape,
+    contrib,
+    contrib_integers,
+    dense_dynamic,
+    dense_gemm,
+    dense_matmul,
+    dense_nbits,
+    draw,
+    inputs,
+    native,
+    native_integers,
+    save,
+)
 from moeify.runtime.session import session
 
 RESULTS = Path(__file__).parent / "results-kernel.jsonl"
@@ -36,20 +51,35 @@ SHAPES: Mapping[str, Shape] = {
     "fine, 96 of 8": Shape(576, 1536, 96, 24, shared=768, rank=16, threshold=True),
     "fine, 96 of 16": Shape(576, 3072, 96, 24, shared=1536, rank=16, threshold=True),
 }
-DENSE: Mapping[str, Build] = {"dense MatMul": dense_matmul, "dense Gemm": dense_gemm}
+#: Half of the weights active: in 8 bits the hardest case against a dense layer.
+HALF: Mapping[str, Shape] = {
+    f"{name}, top-4": replace(SHAPES[name], top_k=4) for name in ("768", "768 gated", "2048", "2048 gated")
+}
+#: Precision -> the forms of the dense layer, the library's own, and that of ONNX Runtime.
+DENSE: Mapping[str, Mapping[str, Build]] = {
+    "fp32": {"dense MatMul": dense_matmul, "dense Gemm": dense_gemm},
+    "int8": {"dense DynamicQuantizeMatMul": dense_dynamic, "dense MatMulNBits": dense_nbits},
+}
+MOE: Mapping[str, tuple[Build, str, Build]] = {
+    "fp32": (native, "com.microsoft::MoE", contrib),
+    "int8": (native_integers, "com.microsoft::QMoE", contrib_integers),
+}
 
 
-def measure(name: str, tokens: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
+def measure(name: str, tokens: tuple[int, ...], rounds: int, precision: str) -> list[dict[str, Any]]:
     """A row for each number of tokens: median and quartiles of ms a layer of every form."""
-    shape, rng = SHAPES[name], np.random.default_rng(0)
-    layers = [draw(shape, rng) for _ in range(max(2, -(-STACK_BYTES // shape.dense_bytes)))]
-    forms: dict[str, Build] = {**DENSE, "native": native}
+    shape, rng = {**SHAPES, **HALF}[name], np.random.default_rng(0)
+    bytes_ = shape.dense_bytes // (4 if precision == "int8" else 1)
+    layers = [draw(shape, rng) for _ in range(max(2, -(-STACK_BYTES // bytes_)))]
+    own, other, build_other = MOE[precision]
+    forms: dict[str, Build] = {**DENSE[precision], "native": own}
     if not (shape.shared or shape.rank or shape.threshold):
-        forms["com.microsoft::MoE"] = contrib
+        forms[other] = build_other
     with tempfile.TemporaryDirectory() as folder:
         paths = {form: save(Path(folder) / f"{i}.onnx", build, layers) for i, (form, build) in enumerate(forms.items())}
         sessions = {form: session(path, threads=1, native=form == "native") for form, path in paths.items()}
-        return [row(name, shape, count, interleaved(sessions, shape, count, rounds, len(layers))) for count in tokens]
+        times = ((count, interleaved(sessions, shape, count, rounds, len(layers))) for count in tokens)
+        return [row(name, shape, count, found, precision) for count, found in times]
 
 
 def interleaved(
@@ -68,17 +98,18 @@ def interleaved(
     return times
 
 
-def row(name: str, shape: Shape, tokens: int, times: Mapping[str, list[float]]) -> dict[str, Any]:
+def row(name: str, shape: Shape, tokens: int, times: Mapping[str, list[float]], precision: str) -> dict[str, Any]:
     medians = {form: float(np.median(values)) for form, values in times.items()}
-    dense = min(medians[form] for form in DENSE)
+    dense = min(medians[form] for form in DENSE[precision])
     return {
         "benchmark": "kernel",
+        "precision": precision,
         "shape": name,
         "tokens": tokens,
         "ms a layer": {
             form: [round(float(q), 4) for q in np.quantile(values, (0.25, 0.5, 0.75))] for form, values in times.items()
         },
-        "dense / form": {form: round(dense / value, 2) for form, value in medians.items() if form not in DENSE},
+        "dense / form": {form: round(dense / value, 2) for form, value in medians.items() if form not in DENSE[precision]},
         "ideal": round(1 / shape.active, 2),
         "rounds": len(times["native"]),
     }
@@ -93,14 +124,16 @@ def environment() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", default=";".join(SHAPES), help="names of SHAPES, with ; between them")
+    parser.add_argument("--precision", choices=sorted(DENSE), default="fp32")
+    parser.add_argument("--shapes", default="", help="names of SHAPES and HALF, with ; between them")
     parser.add_argument("--tokens", default="1,16,128,512")
     parser.add_argument("--rounds", type=int, default=90)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     tokens = tuple(int(count) for count in options.tokens.split(","))
-    for name in options.shapes.split(";"):
-        for found in measure(name, tokens, options.rounds):
+    every = [*list(SHAPES)[:4], *HALF] if options.precision == "int8" else list(SHAPES)
+    for name in options.shapes.split(";") if options.shapes else every:
+        for found in measure(name, tokens, options.rounds, options.precision):
             line = json.dumps(found | environment())
             print(line, flush=True)
             if options.write:

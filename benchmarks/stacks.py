@@ -11,6 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from moeify.export.onnx.precision.rounding import rounded
+
 Array = NDArray[Any]
 Build = Callable[["Graph", ir.Value, "Weights"], ir.Value]
 
@@ -138,6 +140,69 @@ def native(g: Graph, x: ir.Value, w: Weights) -> ir.Value:
     operands += [g.constant(w.low_rank_in), g.constant(w.low_rank_out)] if s.rank else []
     rule = {"gate_rule": "one"} if s.threshold else {"gate_rule": "softmax", "normalize": 1}
     return g("MoE", *operands, domain="moeify", activation="silu" if s.gated else "relu", **rule)
+
+
+def dense_dynamic(g: Graph, x: ir.Value, w: Weights) -> ir.Value:
+    """com.microsoft::DynamicQuantizeMatMul, signed weights: the fastest form of 8 bits. One scale for x of all tokens."""
+    return _dense_integers(g, x, w, _dynamic)
+
+
+def dense_nbits(g: Graph, x: ir.Value, w: Weights) -> ir.Value:
+    """com.microsoft::MatMulNBits of 8 bits in blocks of 256, x rounded to 8 bits."""
+    return _dense_integers(g, x, w, _nbits)
+
+
+def _dense_integers(g: Graph, x: ir.Value, w: Weights, product: Callable[[Graph, ir.Value, Array], ir.Value]) -> ir.Value:
+    if not w.shape.gated:
+        return product(g, g("Relu", product(g, x, w.up)), w.down.T)
+    gate = product(g, x, w.gate)
+    h = g("Mul", g("Mul", gate, g("Sigmoid", gate)), product(g, x, w.up))
+    return product(g, h, w.down.T)
+
+
+def _dynamic(g: Graph, x: ir.Value, rows: Array) -> ir.Value:
+    parts = rounded(np.ascontiguousarray(rows), 8)
+    operands = g.constant(parts.values.T), g.constant(parts.scale[:, 0])
+    return g("DynamicQuantizeMatMul", x, *operands, domain="com.microsoft")
+
+
+def _nbits(g: Graph, x: ir.Value, rows: Array) -> ir.Value:
+    block, (count, width) = 256, rows.shape
+    parts = rounded(np.ascontiguousarray(rows).reshape(-1, block), 8)
+    operands = g.constant(parts.unsigned.reshape(count, -1, block)), g.constant(parts.scale.reshape(count, -1))
+    sizes = {"K": width, "N": count, "bits": 8, "block_size": block, "accuracy_level": 4}
+    return g("MatMulNBits", x, *operands, domain="com.microsoft", **sizes)
+
+
+def native_integers(g: Graph, x: ir.Value, w: Weights) -> ir.Value:
+    """moeify::QMoE of 8 bits."""
+    s = w.shape
+    size = (s.neurons - s.shared) // s.experts
+    offsets = g.constant(s.shared + size * np.arange(s.experts + 1, dtype=np.int64))
+    up, down, gate = ([g.constant(r.unsigned), g.constant(r.scale)] for r in (rounded(m, 8) for m in (w.up, w.down, w.gate)))
+    k = g.constant(np.asarray(s.top_k, dtype=np.int64))
+    operands = [x, g("MatMul", x, g.constant(w.router)), *up, *down, offsets, k, None, *(gate if s.gated else [])]
+    attributes = {"gate_rule": "softmax", "normalize": 1, "bits": 8}
+    return g("QMoE", *operands, domain="moeify", activation="silu" if s.gated else "relu", **attributes)
+
+
+def contrib_integers(g: Graph, x: ir.Value, w: Weights) -> ir.Value:
+    """com.microsoft::QMoE of 8 bits, a scale a row; gates by router_weights, as it does not normalise by itself."""
+    s = w.shape
+    into = np.stack([w.gate, w.up], axis=1).reshape(-1, s.hidden) if s.gated else w.up
+    first, second = into.reshape(s.experts, -1, s.hidden), w.down.reshape(s.experts, -1, s.hidden).transpose(0, 2, 1)
+    operands: list[ir.Value | None] = [x, g("MatMul", x, g.constant(w.router))]
+    for experts in (first, second):
+        parts = rounded(np.ascontiguousarray(experts).reshape(-1, experts.shape[2]), 8)
+        operands += [
+            g.constant(parts.unsigned.reshape(experts.shape)),
+            g.constant(parts.scale.reshape(experts.shape[:2])),
+            None,
+        ]
+    kind = {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
+    kind = kind if s.gated else {"activation_type": "relu"}
+    sizes = {"k": s.top_k, "expert_weight_bits": 8, "normalize_routing_weights": 1}
+    return g("QMoE", *operands, domain="com.microsoft", **sizes, **kind)
 
 
 def contrib(g: Graph, x: ir.Value, w: Weights) -> ir.Value:

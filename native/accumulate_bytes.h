@@ -84,19 +84,16 @@ inline void accumulate_panel(const Accumulation8& a, std::int64_t column, std::i
 // For so few tokens that memory sets the pace: eight rows after the other eight, as the memory lies, the sums in the first cache.
 template <int tokens>
 inline void stream_quads(const Accumulation8& a, std::int64_t q, std::int64_t from, std::int64_t to, std::int32_t* sums,
-                         std::int64_t most) {
+                         std::int64_t most, const Stream& ahead) {
   constexpr int together = 2;
   const std::int64_t last = quads(a) - 1;
   for (std::int64_t column = from; column < to; column += kColumns) {
+    ahead.ask(a.weights + 4 * q * a.output + from + 4 * together * (column - from), 4 * together * Bytes::size);
     Weights weights[together][4];
     for (int i = 0; i < together; ++i) {
       Bytes quad[4];
       read_quad(a, q + i < last ? q + i : last, column,
-                [](const std::uint8_t* p) {
-                  prefetch_near(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(p) + kNear));
-                  return load_bytes(p);
-                },
-                quad);
+                [](const void* p) { return load_bytes(p); }, quad);
       for (int v = 0; v < 4; ++v) weights[i][v] = weights_of(quad[v]);
     }
     for (int t = 0; t < tokens; ++t) {
@@ -115,12 +112,13 @@ inline void stream_quads(const Accumulation8& a, std::int64_t q, std::int64_t fr
 
 template <int tokens>
 inline void stream(const Accumulation8& a, std::int64_t columns) {
-  constexpr std::int64_t most = 1024 / kColumns * kColumns;
+  constexpr std::int64_t most = (tokens > 2 ? 2048 : 4096) / kColumns * kColumns;
   alignas(64) std::int32_t sums[tokens * most];
+  const Stream ahead{reinterpret_cast<const char*>(a.weights + (a.rows - 1) * a.output + a.columns), a.ahead};
   for (std::int64_t from = 0; from < columns; from += most) {
     const std::int64_t to = from + most < columns ? from + most : columns;
     std::memset(sums, 0, sizeof sums);
-    for (std::int64_t q = 0; q < quads(a); q += 2) stream_quads<tokens>(a, q, from, to, sums, most);
+    for (std::int64_t q = 0; q < quads(a); q += 2) stream_quads<tokens>(a, q, from, to, sums, most, ahead);
     for (int t = 0; t < tokens; ++t)
       for (std::int64_t column = from; column < to; column += kColumns) {
         Ints four[4];

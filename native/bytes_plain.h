@@ -85,6 +85,6 @@ inline void prefetch(const char* p) {
   (void)p;
 #endif
 }
-inline void prefetch_near(const char* p) { prefetch(p); }
+inline void prefetch_surely(const char* p) { prefetch(p); }
 
 }  // namespace moeify::plain

@@ -40,7 +40,15 @@ inline Weights weights_of(Bytes a) { return a; }
 // Whether the sums of `dot` are 128 times the sum of x too large.
 constexpr bool kShifted = true;
 // sum + w . x in each lane, modulo 2^32; x is signed.
-inline Ints dot(Ints sum, Weights w, Bytes x) { return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)}; }
+// Written down, as GCC 12 makes copies of the sums around its intrinsic and runs out of registers.
+inline Ints dot(Ints sum, Weights w, Bytes x) {
+#if defined(__GNUC__)
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(w.v), "v"(x.v));
+  return sum;
+#else
+  return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)};
+#endif
+}
 
 // Four rows => in each lane of out[j] the four bytes of one column ..
 inline void interleave(const Bytes (&rows)[4], Bytes (&out)[4]) {
@@ -73,7 +81,14 @@ inline void store_sums(std::int32_t* p, Ints a, Ints b, Ints c, Ints d) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_castsi512_si128(_mm512_permutexvar_epi32(firsts, all)));
 }
 
-inline void prefetch_near(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
+// The same as a statement of its own: GCC takes a function that does nothing but prefetch for one without effect and drops it.
+inline void prefetch_surely(const char* p) {
+#if defined(__GNUC__)
+  __asm__ volatile("prefetcht1 %0" : : "m"(*p));
+#else
+  prefetch(p);
+#endif
+}
 
 }  // namespace moeify::vnni

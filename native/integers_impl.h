@@ -3,6 +3,7 @@
 
 #include "rounding.h"
 #include "tiles.h"
+#include "stream_ahead.h"
 #include "project_bytes.h"
 #include "accumulate_bytes.h"
 

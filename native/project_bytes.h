@@ -2,9 +2,10 @@
 
 constexpr int kRows = 4;  // of a tile
 
-template <int tokens, int lines>
+// Next: Steps, or a Stream where memory sets the pace.
+template <int tokens, class Next>
 inline void project_tile(const std::int8_t* const (&x)[tokens], const std::uint8_t* const (&w)[kRows], std::int64_t hidden,
-                         std::int32_t (&sums)[tokens][kRows], Steps& steps) {
+                         std::int32_t (&sums)[tokens][kRows], const Next& next) {
   Ints sum[tokens][kRows];
   for (auto& row : sum)
     for (Ints& value : row) value = no_ints();
@@ -18,7 +19,7 @@ inline void project_tile(const std::int8_t* const (&x)[tokens], const std::uint8
   };
   std::int64_t k = 0;
   for (; k + Bytes::size <= hidden; k += Bytes::size) {
-    steps.next<lines>();
+    next(w[0] + kRows * k);
     add([](const void* p) { return load_bytes(p); }, k);
   }
   if (k < hidden) add([=](const void* p) { return load_bytes_part(p, hidden - k); }, k);
@@ -29,8 +30,8 @@ inline std::int32_t minus(std::int32_t a, std::int32_t b) {  // modulo 2^32
   return static_cast<std::int32_t>(static_cast<std::uint32_t>(a) - static_cast<std::uint32_t>(b));
 }
 
-template <int tokens, int lines>
-inline void project_some(const Projection8& p, std::int64_t first, std::int64_t row, Steps& steps) {
+template <int tokens, class Next>
+inline void project_some(const Projection8& p, std::int64_t first, std::int64_t row, const Next& next) {
   const std::int64_t rows = p.rows - row < kRows ? p.rows - row : kRows;
   const std::uint8_t* w[kRows];
   float scale[kRows], bias[kRows];
@@ -47,7 +48,7 @@ inline void project_some(const Projection8& p, std::int64_t first, std::int64_t 
     x[t] = p.x.values + token[t] * p.x.stride;
   }
   std::int32_t sums[tokens][kRows];
-  project_tile<tokens, lines>(x, w, p.hidden, sums, steps);
+  project_tile<tokens>(x, w, p.hidden, sums, next);
   for (int t = 0; t < tokens; ++t) {
     float values[kRows];
     for (int r = 0; r < kRows; ++r)
@@ -60,21 +61,25 @@ inline void project_some(const Projection8& p, std::int64_t first, std::int64_t 
   }
 }
 
-template <int tokens, int lines>
-inline void project_up_to(std::int64_t count, const Projection8& p, std::int64_t first, Steps& steps) {
+template <int tokens, class Next>
+inline void project_up_to(std::int64_t count, const Projection8& p, std::int64_t first, const Next& next) {
   if constexpr (tokens > 1) {
-    if (count < tokens) return project_up_to<tokens - 1, lines>(count, p, first, steps);
+    if (count < tokens) return project_up_to<tokens - 1>(count, p, first, next);
   }
-  for (std::int64_t row = 0; row < p.rows; row += kRows) project_some<tokens, lines>(p, first, row, steps);
+  for (std::int64_t row = 0; row < p.rows; row += kRows) project_some<tokens>(p, first, row, next);
 }
 
 void project(const Projection8& p) {
+  if (p.count <= kFew) {
+    const Stream stream{reinterpret_cast<const char*>(p.weights + p.rows * p.hidden), p.ahead};
+    const auto next = [&](const std::uint8_t* at) { stream.ask(at, kRows * Bytes::size); };
+    return project_up_to<kFew>(p.count, p, 0, next);
+  }
   const std::int64_t tiles = ceil_div(p.count, kTokens);
   Steps steps(p.ahead, tiles * ceil_div(p.rows, kRows) * (p.hidden / Bytes::size));
+  const auto several = [&](const std::uint8_t*) { steps.next<kLines>(); };
+  const auto one = [&](const std::uint8_t*) { steps.next<1>(); };
   each_tile(p.count, tiles, [&](std::int64_t first, std::int64_t count) {
-    if (steps.several())
-      project_up_to<kTokens, kLines>(count, p, first, steps);
-    else
-      project_up_to<kTokens, 1>(count, p, first, steps);
+    steps.several() ? project_up_to<kTokens>(count, p, first, several) : project_up_to<kTokens>(count, p, first, one);
   });
 }

@@ -37,7 +37,7 @@ class Rounded:
     def restored(self) -> NDArray[np.float32]:
         """[rows, width]."""
         rows, blocks = self.scale.shape
-        parts = self.values.reshape(rows, blocks, -1).astype(np.float32)
+        parts = self.values.reshape(rows, blocks, self.values.shape[1] // blocks).astype(np.float32)
         return np.asarray(parts * self.scale[:, :, None]).reshape(self.values.shape)
 
 
@@ -45,7 +45,7 @@ def rounded(matrix: NDArray[np.float32], bits: int) -> Rounded:
     """matrix [rows, width]; in 4 bits the width is a multiple of BLOCK. A block of zeros has the scale 0."""
     rows, width = matrix.shape
     blocks = 1 if bits == 8 else width // BLOCK
-    parts = matrix.reshape(rows, blocks, -1)
+    parts = matrix.reshape(rows, blocks, width // blocks)
     scale = (np.abs(parts).max(axis=-1, initial=0.0) / LARGEST[bits]).astype(np.float32)
     # A scale may round down: what lies beyond the largest integer by that is cut off.
     steps = parts / np.where(scale == 0, np.float32(1), scale)[:, :, None]
