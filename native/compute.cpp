@@ -11,6 +11,10 @@
 namespace moeify {
 namespace {
 
+// Stripes of columns end where blocks of 4 bits end, and where a panel of bytes does.
+constexpr std::int64_t kColumnsOfIntegers = 64;
+static_assert(kColumnsOfIntegers % kBlock == 0);
+
 class Call {
  public:
   Call(const Layer& layer, const Kernels& kernels, const Integers& integers, std::atomic<int>& threads, Scratch& scratch,
@@ -143,7 +147,8 @@ class Call {
   }
 
   void output_task(std::size_t stripe) {
-    const std::int64_t i = static_cast<std::int64_t>(stripe), block = kernels_.column_block;
+    const std::int64_t i = static_cast<std::int64_t>(stripe);
+    const std::int64_t block = std::max<std::int64_t>(kernels_.column_block, layer_.attributes.bits ? kColumnsOfIntegers : 1);
     if (by_tokens_) return output(count_ * i / stripes_, count_ * (i + 1) / stripes_, 0, layer_.output);
     const std::int64_t blocks = (layer_.output + block - 1) / block;
     output(0, count_, std::min(blocks * i / stripes_ * block, layer_.output),

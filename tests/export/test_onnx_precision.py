@@ -52,8 +52,8 @@ class Small(nn.Module):
 def small() -> Small:
     model = Small()
     with torch.no_grad():
-        for seed, parameter in enumerate(model.parameters()):
-            parameter.copy_(normal(*parameter.shape, seed=seed) * HIDDEN**-0.5)
+        for seed, (name, parameter) in enumerate(model.named_parameters()):
+            parameter.copy_(normal(*parameter.shape, seed=seed) * HIDDEN**-0.5 * (2 if name.startswith("moe.") else 1))
     return model.eval()
 
 
@@ -102,7 +102,7 @@ def test_file_and_errors_shrink_and_grow_with_the_precision(exported: dict[str, 
     assert sizes[2] - sizes[3] > 0.05 * weights
     expected = small()(IDS).detach().numpy()
     scale = np.abs(expected).max()
-    bounds = {"fp32": 1e-6, "fp16": 1e-3, "int8": 3e-2, "int4": 0.2}
+    bounds = {"fp32": 1e-6, "fp16": 2e-3, "int8": 6e-2, "int4": 0.5}
     distances = [float(np.abs(logits(exported[name][0]) - expected).max() / scale) for name in bounds]
     assert all(distance < bound for distance, bound in zip(distances, bounds.values()))
     assert distances == sorted(distances)
@@ -118,7 +118,7 @@ def test_the_report_says_what_was_rounded(exported: dict[str, tuple[Path, OnnxRe
     assert "int8: 5 matrices in 8 bits, relative error of the weights at most " in str(report)
     stored = report.to_json()["stored"]
     assert {entry["form"] for entry in stored} == {"moeify::QMoE", "com.microsoft::DynamicQuantizeMatMul"}
-    assert all(check.bound >= 6e-2 for check in report.checks)
+    assert all(check.bound >= 0.1 for check in report.checks)
     assert "matrices" not in str(exported["fp32"][1])
 
 

@@ -20,14 +20,18 @@ double activate(int name, double x) {
   }
 }
 
-// Values as whole multiples of the 127th part of the largest; NaN all where one is not finite.
+// Values as whole multiples of the 127th part of the largest; NaN all where one is not finite. In floats, as x often lies
+// in the middle between two steps.
 std::vector<double> rounded(std::vector<double> values) {
-  double largest = 0;
-  for (const double v : values) largest = std::isfinite(v) && largest < std::numeric_limits<double>::infinity()
-                                              ? std::fmax(largest, std::fabs(v))
-                                              : std::numeric_limits<double>::infinity();
-  const double step = largest / 127;
-  for (double& v : values) v = std::isfinite(largest) ? (largest > 1e-36 ? std::nearbyint(v / step) * step : 0) : std::nan("");
+  float largest = 0;
+  bool finite = true;
+  for (const double v : values) {
+    finite = finite && std::isfinite(static_cast<float>(v));
+    largest = std::fmax(largest, std::fabs(static_cast<float>(v)));
+  }
+  const float inverse = 127.0f / largest, step = largest / 127.0f;
+  for (double& v : values)
+    v = !finite ? std::nan("") : largest > 1e-36f ? std::nearbyintf(static_cast<float>(v) * inverse) * step : 0;
   return values;
 }
 
@@ -134,7 +138,8 @@ bool run(int number, const Sets& sets) {
       for (const double v : wanted) scale = std::fmax(scale, std::fabs(v));  // NaN is passed over
       for (std::size_t i = 0; i < y.size(); ++i)
         if (std::isnan(wanted[i]) ? !std::isnan(y[i]) : !(std::fabs(y[i] - wanted[i]) <= bound(c) * scale)) {
-          std::printf("case %d, %s, threads %d: y[%zu] is %g, not %g\n", number, kernels->name, threads, i, y[i], wanted[i]);
+          std::printf("case %d, %d bits, %s, threads %d: y[%zu] is %g, not %g\n", number, c.attributes.bits, kernels->name, threads, i,
+                      static_cast<double>(y[i]), wanted[i]);
           return false;
         }
       // Sums of integers are exact: with an activation that rounds nothing all sets give the same, if nothing is in floats.
