@@ -1,6 +1,6 @@
 """The one place where everything meets: load, trace, run a pipeline, splice, save, evaluate, export."""
 
-from moeify.api.afterwards import evaluate, export
+from moeify.api.afterwards import evaluate, export, export_hf
 from moeify.api.conversion import Conversion, convert
 from moeify.api.dense import Dense, to_dense
 from moeify.api.inspecting import inspect
@@ -19,6 +19,7 @@ __all__ = [
     "convert",
     "evaluate",
     "export",
+    "export_hf",
     "inspect",
     "load",
     "open_model",

@@ -10,6 +10,7 @@ from moeify.errors import UsageError
 from moeify.pipeline.context import Progress, no_progress
 
 if TYPE_CHECKING:
+    from moeify.export.hf.report import HfReport
     from moeify.export.onnx.report import OnnxReport
     from moeify.measure.evaluation import Evaluation
 
@@ -75,7 +76,7 @@ def export(
     Raises UsageError for another format than onnx, InputError, ConversionError and OutputError as their words say.
     """
     if to != "onnx":
-        raise UsageError(f"cannot export to {to!r}: known is onnx")
+        raise UsageError(f"cannot export to {to!r}: known are onnx, and hf by `export_hf`")
     from moeify.export.atomic import check_target
     from moeify.export.folder import load_folder
     from moeify.export.onnx.exporting import export_onnx
@@ -84,3 +85,32 @@ def export(
     found = load_folder(Path(folder), factory=factory, allow_pickle=allow_pickle)
     progress("exporting ONNX", 0, None)
     return export_onnx(found.model, example_of(found, example), Path(output), force=force)
+
+
+def export_hf(
+    folder: str | Path,
+    output: str | Path,
+    *,
+    factory: Factory | None = None,
+    example: Example | None = None,
+    lossy: bool = False,
+    force: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = no_progress,
+) -> HfReport:
+    """Writes a converted decoder as a folder that plain transformers loads as one of its Mixture-of-Experts classes, once that
+    has chosen the same experts and given the same outputs (docs/stock-checkpoints.md).
+
+    lossy: leave out what no class holds. Raises ConversionError where no class holds the model, with the reason; InputError and
+    OutputError as their words say.
+    """
+    from moeify.export.atomic import check_target
+    from moeify.export.folder import load_folder
+    from moeify.export.hf import writing
+
+    check_target(Path(output), force=force)
+    found = load_folder(Path(folder), factory=factory, allow_pickle=allow_pickle)
+    progress("writing the stock checkpoint", 0, None)
+    return writing.export_hf(
+        found.model, example_of(found, example), Path(output), tokenizer=found.tokenizer, lossy=lossy, force=force
+    )

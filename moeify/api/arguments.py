@@ -28,7 +28,7 @@ Example = str | Path | Batch
 Data = str | Path | Callable[[], Iterable[Batch]] | Iterable[Batch]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-EXPORTS = ("torch", "onnx")
+EXPORTS = ("torch", "onnx", "hf")
 
 
 def open_batches(source: Data, model: nn.Module, tokenizer: Any, example: Batch | None, tokens: int | None) -> Iterable[Batch]:
@@ -57,10 +57,10 @@ def check_exports(export: Sequence[str], output: str | Path | None, *, dtype: st
     for name in export:
         if name not in EXPORTS:
             raise UsageError(f"unknown export {name!r}: known are {', '.join(EXPORTS)}")
+    if output is None and set(export) - {"torch"}:
+        raise UsageError(f"exporting {', '.join(export)} needs an output folder")
     if "onnx" not in export:
         return
-    if output is None:
-        raise UsageError("exporting ONNX needs an output folder")
     if dtype != "fp32":
         raise UsageError(f"ONNX Runtime's CPU cannot run a model in {dtype}: export ONNX with --dtype fp32")
     if torch.device(device).type != "cpu":

@@ -87,8 +87,8 @@ def save(
 ) -> Path:
     """Writes a converted model as a folder (format 1) that `load` gives back; returns the folder.
 
-    Raises OutputError where it cannot be written (nothing is left behind), ConversionError where an ONNX file does not
-    agree with the eager model.
+    Raises OutputError where it cannot be written (nothing is left behind), ConversionError where an ONNX file or a
+    stock checkpoint does not agree with the eager model, or no stock class holds it.
     """
     from moeify.export.folder import LayerEntry, save_folder
     from moeify.splice.eager_host import EagerHost
@@ -109,6 +109,11 @@ def save(
 
             progress("exporting ONNX", 0, None)
             export_onnx(host.model, host.example, folder / "model.onnx")
+        if "hf" in export:
+            from moeify.export.hf.writing import export_hf
+
+            progress("writing the stock checkpoint", 0, None)
+            export_hf(host.model, host.example, folder / "hf", tokenizer=host.loaded.tokenizer)
 
     progress("writing", 0, None)
     return save_folder(host.model, entries, host.loaded, text, report.to_json(), Path(output), force=force, also=also)

@@ -50,7 +50,7 @@ def convert(
     ] = None,
     factory: Factory = None,
     example: Example = None,
-    export: Annotated[str, typer.Option(metavar="torch,onnx", help="What the output folder holds.")] = "torch",
+    export: Annotated[str, typer.Option(metavar="torch,onnx,hf", help="What the output folder holds.")] = "torch",
     seed: Annotated[
         int | None,
         typer.Option(metavar="N", parser=at_least(0), help="Seed of every random choice; the same seed gives the same model."),
