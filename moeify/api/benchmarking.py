@@ -14,7 +14,7 @@ from moeify.pipeline.context import Progress, no_progress
 
 if TYPE_CHECKING:
     from moeify.measure.speed.layer_shape import LayerShape
-    from moeify.measure.speed.measuring import Effort, Settings
+    from moeify.measure.speed.settings import Effort, Settings
     from moeify.measure.speed.speed_report import SpeedReport
 
 
@@ -98,7 +98,7 @@ def _settings(
 ) -> Settings:
     """Raises UsageError and MissingExtraError before anything is read."""
     from moeify.export.onnx.packages import check_packages
-    from moeify.measure.speed.measuring import Effort, Settings
+    from moeify.measure.speed.settings import Effort, Settings
 
     settings = Settings(tuple(tokens), tuple(past), tuple(threads), precision, effort or Effort(), seed)
     check_packages()

@@ -54,8 +54,8 @@ def bench(
         raise UsageError("bench takes either a converted folder or --shape: give one of them")
     with working(screen) as progress:
         from moeify import api
-        from moeify.measure.speed.measuring import Effort
         from moeify.measure.speed.plot import check_plot
+        from moeify.measure.speed.settings import Effort
 
         if plot is not None:
             check_plot(Path(plot))

@@ -23,8 +23,8 @@ def recorded_source(info: SourceInfo, places: Iterable[Path]) -> Path:
             return path
     if other is None:
         reason = f"the model that it was made from, {info.name}, is not beside it" if info.digests else "it was made in memory"
-        raise InputError(f"{reason}: give the dense model with --dense (dense=)")
-    raise InputError(f"{other}: is not what the folder was made from (sha256): give the dense model with --dense (dense=)")
+        raise InputError(f"{reason}: give the dense model (--dense, dense=)")
+    raise InputError(f"{other}: is not what the folder was made from (sha256): give the dense model (--dense, dense=)")
 
 
 def differing(info: SourceInfo, path: Path) -> Path | None:

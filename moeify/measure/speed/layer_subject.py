@@ -9,16 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from moeify.measure.speed.layer_draws import EvenInputs, draw_weights, layers_beyond
 from moeify.measure.speed.layer_shape import LayerShape
-from moeify.measure.speed.layer_stack import (
-    EvenInputs,
-    converted,
-    dense_gemm,
-    dense_matmul,
-    draw_weights,
-    layers_beyond,
-    save_stack,
-)  # fmt: skip
+from moeify.measure.speed.layer_stack import converted, dense_gemm, dense_matmul, save_stack
 from moeify.measure.speed.machine import last_level_cache
 from moeify.measure.speed.measuring import Form, Subject
 from moeify.measure.speed.work import Work, dense_work, layer_work

@@ -72,7 +72,7 @@ def last_level_cache() -> int:
 
 
 def measure_roof(threads: int, rounds: int = 25) -> Roof:
-    """In a second or two: a sum over an array of four times the last-level cache, and a product of two matrices of 1024 x 1024. The
+    """In a second or two: a sum over an array of four times the last-level cache, a product of matrices of 1024 x 1024. The
     best round counts, as what else the machine does can only take away; on one thread by CPU time."""
     array = torch.ones(min(4 * last_level_cache(), _LONGEST_STREAM) // 4)
     clock = time.process_time if threads == 1 else time.perf_counter

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moeify.errors import UsageError
 from moeify.measure.speed.cell import Cell, Measured
-from moeify.measure.speed.machine import Roof, cores, measure_roof, this_machine
+from moeify.measure.speed.machine import Roof, measure_roof, this_machine
 from moeify.measure.speed.resident import Resident, measure_resident
+from moeify.measure.speed.settings import PRECISIONS, Settings
 from moeify.measure.speed.speed_report import SpeedReport
 from moeify.measure.speed.work import Work
 from moeify.measure.speed.workload import Inputs, Place, caller
@@ -25,52 +25,6 @@ if TYPE_CHECKING:
 
 #: Threads of a session wait actively for its next run; those of the other form need the cores by then.
 _TAKING_TURNS = {"session.force_spinning_stop": "1"}
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long is measured: so many rounds of every cell, fewer once `seconds` are over. Raises UsageError below 1 or 0."""
-
-    rounds: int = 30
-    seconds: float = 3.0
-    warmup: int = 2
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1 or not self.seconds > 0:
-            raise UsageError(f"rounds is {self.rounds} and seconds {self.seconds}: choose at least 1 round and more than 0 s")
-
-
-#: Bytes of a weight.
-PRECISIONS: Mapping[str, float] = {"fp32": 4.0}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is measured, and how. tokens: of one run; past: before a step of one token, for decoders. Raises UsageError for
-    what cannot be measured here."""
-
-    tokens: tuple[int, ...] = (1, 16, 128, 512)
-    past: tuple[int, ...] = (128,)
-    threads: tuple[int, ...] = (1,)
-    precision: str = "fp32"
-    effort: Effort = Effort()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("tokens", "past", "threads"):
-            if any(number < 1 for number in getattr(self, name)):
-                raise UsageError(f"{name} is {getattr(self, name)}: choose numbers from 1")
-        if not self.tokens or not self.threads:
-            raise UsageError("tokens and threads: choose at least one number of each")
-        if max(self.threads) > cores():
-            raise UsageError(f"threads is {max(self.threads)}: choose from 1 to {cores()} (the cores that there are)")
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"precision is {self.precision!r}: files are exported in {', '.join(PRECISIONS)}; choose that")
-
-    def places(self, *, cached: bool) -> tuple[Place, ...]:
-        """In order, each once. cached: steps of a decoder too."""
-        steps = [Place(1, past) for past in self.past] if cached else []
-        return tuple(dict.fromkeys((*map(Place, self.tokens), *steps)))
 
 
 @dataclass(frozen=True)
@@ -110,10 +64,7 @@ def report(
     cells: list[Cell] = []
     total = len(roofs) * sum(len(subject.places) for subject in subjects)
     for subject, roof in ((subject, roof) for subject in subjects for roof in roofs):
-        files = {
-            name: session(form.path, roof.threads, native=form.native, config=_TAKING_TURNS)
-            for name, form in subject.forms.items()
-        }
+        files = sessions(subject, roof.threads)
         for place in subject.places:
             progress("timing", len(cells), total)
             cells.append(measure_cell(subject, files, place, roof, settings))
@@ -121,6 +72,11 @@ def report(
         settings.precision, "the native library" if wanted() else "their function bodies", subjects[0].inputs.unit,
         this_machine(), roofs, tuple(cells), memory, of_a_layer, notes,
     )  # fmt: skip
+
+
+def sessions(subject: Subject, threads: int) -> dict[str, onnxruntime.InferenceSession]:
+    """By form."""
+    return {name: session(form.path, threads, native=form.native, config=_TAKING_TURNS) for name, form in subject.forms.items()}
 
 
 def measure_cell(

@@ -1,0 +1,111 @@
+"""Bytes and operations of runs: by formulas, and as an eager model that is metered shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from converted import converted
+from moeify.export.onnx.model_interface import model_interface
+from moeify.ir.moe_config import MoEConfig, RouterConfig
+from moeify.layers.budget import moe_layers, set_top_k
+from moeify.measure.speed.eager_work import eager_work
+from moeify.measure.speed.work import Work, dense_work, layer_work, metered_work
+from moeify.measure.speed.workload import Place, Workload
+
+CONFIG = MoEConfig(
+    hidden=8, output=6, activation="silu", gated=True, offsets=(4, 8, 12, 20), router=RouterConfig("linear"), top_k=1, rank=2,
+    neurons=20,
+)  # fmt: skip
+ROW, ALWAYS = 8 + 8 + 6, 4 * (8 + 8 + 6) + 3 * 8 + 2 * (8 + 6)
+
+
+def chosen(*experts: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(experts), 3).bool()
+
+
+def test_one_token_reads_what_the_plan_calls_active() -> None:
+    config = MoEConfig(
+        hidden=8, output=8, activation="relu", gated=False, offsets=(0, 5, 10, 15, 20), router=RouterConfig("linear"), top_k=2
+    )
+    on = torch.tensor([[True, False, False, True]])
+    assert layer_work(config, on).weights == round(config.active_fraction(20) * dense_work(config, 1).weights)
+    assert layer_work(config, on).flops == 2 * layer_work(config, on).weights
+
+
+def test_an_expert_is_read_once_and_works_for_each_token() -> None:
+    assert layer_work(CONFIG, chosen(0, 0, 2)) == Work((4 + 8) * ROW + ALWAYS, 2 * ((4 + 4 + 8) * ROW + 3 * ALWAYS))
+    assert layer_work(CONFIG, chosen(1)) == Work(4 * ROW + ALWAYS, 2 * (4 * ROW + ALWAYS))
+    assert dense_work(CONFIG, 3) == Work(20 * ROW, 2 * 3 * 20 * ROW)
+
+
+@pytest.fixture(scope="module")
+def llama() -> tuple[Any, Any]:
+    zoo, graph = converted("llama", top_k=1)
+    return graph.host.model, zoo.example
+
+
+def matrices(model: torch.nn.Module) -> int:
+    """Weights of every matrix outside MoE layers; the table of embeddings is not tied to the head in this model."""
+    own = {id(p) for layer in moe_layers(model).values() for p in layer.parameters()}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    return sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in own | tables)
+
+
+def test_a_run_is_metered_by_what_it_does(llama: tuple[Any, Any]) -> None:
+    model, _ = llama
+    ids = torch.arange(5)[None] + 1
+    with torch.no_grad(), metered_work(model) as meter:
+        model(input_ids=ids)
+    layers = moe_layers(model)
+    dense = sum((dense_work(layer.config, 5) for layer in layers.values()), Work())
+    assert meter.dense.flops == dense.flops + 2 * 5 * matrices(model)
+    norms = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 1 and "mlp" not in n)
+    assert meter.dense.weights == dense.weights + matrices(model) + norms
+    assert meter.converted.flops < meter.dense.flops
+
+
+def test_all_experts_on_cost_the_router_more(llama: tuple[Any, Any]) -> None:
+    model, _ = llama
+    layers = moe_layers(model)
+    set_top_k(model, 3)
+    try:
+        with torch.no_grad(), metered_work(model) as meter:
+            model(input_ids=torch.tensor([[1]]))
+    finally:
+        set_top_k(model, 1)
+    routers = sum(layer.config.experts * layer.config.hidden for layer in layers.values())
+    assert routers > 0
+    assert meter.converted.weights - meter.dense.weights == routers
+    assert meter.converted.flops - meter.dense.flops == 2 * routers
+
+
+def test_a_step_works_on_one_token_whatever_the_cache_holds(llama: tuple[Any, Any]) -> None:
+    model, example = llama
+    interface = model_interface(model, example)
+    like = {name: tensor.numpy() for name, tensor in zip(interface.inputs, interface.example)}
+    workload = Workload(like, {}, cached=True, vocabulary=20)
+    places = [Place(1), Place(1, 3), Place(1, 9), Place(4)]
+    found = eager_work(model, interface, workload, places, seed=0)
+    assert found[places[1]].dense == found[places[2]].dense == found[places[0]].dense
+    assert found[places[3]].dense.flops == 4 * found[places[0]].dense.flops
+    assert found[places[3]].dense.weights == found[places[0]].dense.weights
+
+
+def test_inputs_are_drawn_for_what_the_axes_are() -> None:
+    rng = np.random.default_rng(0)
+    words = {"input_ids": np.array([[1, 2, 3]] * 2), "attention_mask": np.array([[1, 1, 0]] * 2)}
+    free = {"input_ids": ("batch", "sequence"), "attention_mask": ("batch", "sequence")}
+    workload = Workload(words, free, cached=False, vocabulary=50, text=np.arange(10, 17))
+    drawn = workload.draw(4, rng)
+    assert workload.unit == "tokens"
+    assert [value.shape for value in drawn.values()] == [(1, 4), (1, 4)]
+    assert set(np.diff(drawn["input_ids"][0]).tolist()) <= {1, -6}  # the text in its order, round
+    assert drawn["attention_mask"].all()
+    images = Workload({"x": np.zeros((2, 3, 8), np.float32) + 7}, {"x": ("batch", 3, "width")}, cached=False)
+    assert images.unit == "rows"
+    assert images.draw(5, rng)["x"].shape == (5, 3, 8)
+    assert (images.draw(5, rng)["x"] == 7).all()
