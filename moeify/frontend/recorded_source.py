@@ -31,7 +31,7 @@ def differing(info: SourceInfo, path: Path) -> Path | None:
     """The first file of the model at `path` that is missing or not as recorded; None where all are. What an adapter's base
     model holds is not looked at."""
     if path.is_file():
-        return None if info.digests.get(path.name) == file_digest(path) else path
+        return None if file_digest(path) in info.digests.values() else path  # under whatever name
     names = [name for name in info.digests if info.kind != "adapter" or (path / name).exists()]
     files = (path / name for name in names)
     return next((file for file in files if not file.is_file() or file_digest(file) != info.digests[file.name]), None)

@@ -10,16 +10,12 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from converted import converted as converted_zoo
-from moeify.export.onnx.attach import attach_bodies
-from moeify.export.onnx.body import OPSET
+from converted import converted
 from moeify.export.onnx.exporting import export_onnx
-from moeify.measure.speed.layer_draws import draw_weights
-from moeify.measure.speed.layer_shape import LayerShape
-from moeify.measure.speed.layer_stack import StackGraph, converted
 from moeify.runtime.decoder import Decoder
 from moeify.runtime.native import library
 from moeify.runtime.session import session
+from small_decoder import small_decoder
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCE = ROOT / "examples" / "cpp" / "next_token.cpp"
@@ -41,32 +37,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def small_decoder(path: Path) -> None:
-    """One MoE layer between a table and a head. The logits show what mask, positions and cache it was given."""
-    shape, rng = LayerShape(16, 32, 4, 2, "silu", gated=True), np.random.default_rng(0)
-    op = StackGraph()
-    ids, mask, places = (
-        ir.val(name, ir.DataType.INT64, ["batch", "sequence"]) for name in ("input_ids", "attention_mask", "position_ids")
-    )
-    past = ir.val("past_key_values.0.key", ir.DataType.FLOAT, ["batch", 2, "past_sequence", 4])
-    x = op("Gather", op.weight(rng.standard_normal((40, 16), dtype=np.float32)), ids)
-    y = op("MatMul", converted(op, x, draw_weights(shape, rng)), op.weight(rng.standard_normal((16, 40), dtype=np.float32)))
-    given = op("Cast", op("Mul", mask, op("Add", places, op.constant(1))), to=1)
-    logits = op("Add", op("Mul", y, op("Unsqueeze", given, op.constant([2]))), op("ReduceSum", past, keepdims=0))
-    logits.name, logits.type, logits.shape = "logits", ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", "sequence", 40])
-    present = op("Identity", past)
-    present.name, present.type, present.shape = "present.0.key", past.type, past.shape
-    imports = {"": OPSET, "moeify": 1}
-    graph = ir.Graph(
-        [ids, mask, places, past], [logits, present], nodes=op.nodes, initializers=op.weights, opset_imports=imports, name="g"
-    )
-    model = ir.Model(graph, ir_version=10)
-    attach_bodies(model)
-    ir.save(model, path)
-
-
 def llama(path: Path) -> None:
-    zoo, _ = converted_zoo("llama", top_k=1)
+    zoo, _ = converted("llama", top_k=1)
     export_onnx(zoo.model, zoo.example, path)
 
 

@@ -37,8 +37,10 @@ def plot(report: SpeedReport, path: Path) -> Path:
     times, ratios = figure.subplots(1, 2)
     for (name, past), cells in _lines(report.cells).items():
         _draw(times, ratios, name, past, cells)
+    ticks = sorted({_over(cell) for cell in report.cells})
     for axes in (times, ratios):
         axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.set_xlabel(f"{report.unit} of a run (in the cache, for a step)")
         axes.grid(alpha=0.3)
     times.set_yscale("log")
@@ -81,4 +83,4 @@ def _draw(times: Axes, ratios: Axes, name: str, past: bool, cells: list[Cell]) -
         above = [(form.wall.upper - form.wall.median) * 1e3 for form in forms]
         times.errorbar(over, middle, yerr=[below, above], marker="o", capsize=3, linestyle=style, label=f"{label}, {kind}")
     (line,) = ratios.plot(over, [cell.speedup(cell.converted[0]) for cell in cells], marker="o", linestyle=style, label=label)
-    ratios.plot(over, [cell.roof for cell in cells], linestyle=":", color=line.get_color(), label=f"{label}, roof")
+    ratios.plot(over, [cell.roof for cell in cells], linestyle=":", marker="_", color=line.get_color(), label=f"{label}, roof")
