@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from converted import converted
+from measure.small_models import HIDDEN, NEURONS, converted_llama
 from moeify.export.onnx.model_interface import model_interface
 from moeify.ir.moe_config import MoEConfig, RouterConfig
 from moeify.layers.budget import moe_layers, set_top_k
@@ -43,49 +42,46 @@ def test_an_expert_is_read_once_and_works_for_each_token() -> None:
 
 
 @pytest.fixture(scope="module")
-def llama() -> tuple[Any, Any]:
-    zoo, graph = converted("llama", top_k=1)
-    return graph.host.model, zoo.example
+def model() -> nn.Module:
+    """Two layers of four experts, two of them on, and a shared one; the head has weights of its own."""
+    return converted_llama()
 
 
-def matrices(model: torch.nn.Module) -> int:
-    """Weights of every matrix outside MoE layers; the table of embeddings is not tied to the head in this model."""
+def rest(model: nn.Module) -> tuple[int, int]:
+    """Weights outside MoE layers that a run reads: matrices, and the vectors of norms; no table of embeddings."""
     own = {id(p) for layer in moe_layers(model).values() for p in layer.parameters()}
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    return sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in own | tables)
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    found = [p for p in model.parameters() if id(p) not in own | tables]
+    return sum(p.numel() for p in found if p.ndim == 2), sum(p.numel() for p in found if p.ndim == 1)
 
 
-def test_a_run_is_metered_by_what_it_does(llama: tuple[Any, Any]) -> None:
-    model, _ = llama
+def test_a_run_is_metered_by_what_it_does(model: nn.Module) -> None:
     ids = torch.arange(5)[None] + 1
     with torch.no_grad(), metered_work(model) as meter:
         model(input_ids=ids)
-    layers = moe_layers(model)
-    dense = sum((dense_work(layer.config, 5) for layer in layers.values()), Work())
-    assert meter.dense.flops == dense.flops + 2 * 5 * matrices(model)
-    norms = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 1 and "mlp" not in n)
-    assert meter.dense.weights == dense.weights + matrices(model) + norms
-    assert meter.converted.flops < meter.dense.flops
+    ffns = sum((dense_work(layer.config, 5) for layer in moe_layers(model).values()), Work())
+    matrices, vectors = rest(model)
+    assert ffns.weights == 2 * 3 * HIDDEN * NEURONS
+    assert meter.dense == Work(ffns.weights + matrices + vectors, ffns.flops + 2 * 5 * matrices)
+    active = sum(layer.config.active_fraction(NEURONS) for layer in moe_layers(model).values()) / 2
+    assert meter.converted.flops == round(active * ffns.flops) + 2 * 5 * matrices
 
 
-def test_all_experts_on_cost_the_router_more(llama: tuple[Any, Any]) -> None:
-    model, _ = llama
+def test_all_experts_on_cost_the_router_more(model: nn.Module) -> None:
     layers = moe_layers(model)
-    set_top_k(model, 3)
+    set_top_k(model, 4)
     try:
         with torch.no_grad(), metered_work(model) as meter:
             model(input_ids=torch.tensor([[1]]))
     finally:
-        set_top_k(model, 1)
+        set_top_k(model, 2)
     routers = sum(layer.config.experts * layer.config.hidden for layer in layers.values())
-    assert routers > 0
-    assert meter.converted.weights - meter.dense.weights == routers
+    assert meter.converted.weights - meter.dense.weights == routers == 2 * 4 * HIDDEN
     assert meter.converted.flops - meter.dense.flops == 2 * routers
 
 
-def test_a_step_works_on_one_token_whatever_the_cache_holds(llama: tuple[Any, Any]) -> None:
-    model, example = llama
-    interface = model_interface(model, example)
+def test_a_step_works_on_one_token_whatever_the_cache_holds(model: nn.Module) -> None:
+    interface = model_interface(model, {"input_ids": torch.arange(4)[None]})
     like = {name: tensor.numpy() for name, tensor in zip(interface.inputs, interface.example)}
     workload = Workload(like, {}, cached=True, vocabulary=20)
     places = [Place(1), Place(1, 3), Place(1, 9), Place(4)]
