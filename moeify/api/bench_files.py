@@ -71,7 +71,7 @@ def open_pair(
     allow_pickle: bool,
     progress: Progress,
 ) -> Pair:
-    """Exports both into `files`. One model is in memory at a time."""
+    """Exports both into `files`; both models are in memory by the end."""
     source, note = _dense_source(folder, read_manifest(folder), dense)
     progress("exporting the converted model", 0, None)
     found = load_folder(folder, factory=factory, dtype=torch.float32, allow_pickle=allow_pickle)

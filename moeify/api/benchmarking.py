@@ -27,7 +27,8 @@ def bench(
     threads: Sequence[int] = (1,),
     precision: str = "fp32",
     data: Data | None = None,
-    effort: Effort | None = None,
+    rounds: int = 30,
+    seconds: float = 3.0,
     seed: int = 0,
     keep: str | Path | None = None,
     factory: Factory | None = None,
@@ -40,14 +41,16 @@ def bench(
     dense: the model before conversion; without it, what the folder was made from is looked for beside the folder and here, and
     taken where its digests are the recorded ones. tokens: of one run (rows, for inputs without a sequence). past: tokens in
     a decoder's cache, after which the step of one token is timed. data: text whose tokens are read in place of random ones.
-    keep: a new folder for both ONNX files, which else go to a temporary one. effort: how long is measured.
+    keep: a new folder for both ONNX files, which else go to a temporary one. rounds: of every cell, fewer once one took
+    `seconds`.
 
     Raises UsageError for bad options, InputError where the dense model is not found or cannot be read, and what `export` does.
     """
     from moeify.api.bench_files import open_pair
     from moeify.measure.speed.measuring import report
+    from moeify.measure.speed.settings import Effort
 
-    settings = _settings(tokens, past, threads, precision, effort, seed)
+    settings = _settings(tokens, past, threads, precision, Effort(rounds, seconds), seed)
     with _files(keep) as files:
         pair = open_pair(
             Path(folder), dense, files, precision=precision, data=data, factory=factory, example=example,
@@ -66,7 +69,8 @@ def bench_layers(
     tokens: Sequence[int] = (1, 16, 128, 512),
     threads: Sequence[int] = (1,),
     precision: str = "fp32",
-    effort: Effort | None = None,
+    rounds: int = 30,
+    seconds: float = 3.0,
     seed: int = 0,
     keep: str | Path | None = None,
     progress: Progress = no_progress,
@@ -80,8 +84,11 @@ def bench_layers(
     from moeify.measure.speed.layer_shape import LayerShape
     from moeify.measure.speed.layer_subject import stack_subject
     from moeify.measure.speed.measuring import report
+    from moeify.measure.speed.settings import Effort
 
-    settings = _settings(tokens, (), threads, precision, effort, seed)
+    settings = _settings(tokens, (), threads, precision, Effort(rounds, seconds), seed)
+    if precision != "fp32":  # the stacks are written here, not exported
+        raise UsageError(f"precision is {precision!r}: layers of a shape are measured in fp32; bench a folder for {precision}")
     parsed = [LayerShape.parse(shape) if isinstance(shape, str) else shape for shape in shapes]
     if not parsed:
         raise UsageError("no shape is given: name one, such as hidden=768,neurons=3072,experts=8,top_k=2")
@@ -94,13 +101,13 @@ def bench_layers(
 
 
 def _settings(
-    tokens: Sequence[int], past: Sequence[int], threads: Sequence[int], precision: str, effort: Effort | None, seed: int
+    tokens: Sequence[int], past: Sequence[int], threads: Sequence[int], precision: str, effort: Effort, seed: int
 ) -> Settings:
     """Raises UsageError and MissingExtraError before anything is read."""
     from moeify.export.onnx.packages import check_packages
-    from moeify.measure.speed.settings import Effort, Settings
+    from moeify.measure.speed.settings import Settings
 
-    settings = Settings(tuple(tokens), tuple(past), tuple(threads), precision, effort or Effort(), seed)
+    settings = Settings(tuple(tokens), tuple(past), tuple(threads), precision, effort, seed)
     check_packages()
     return settings
 

@@ -55,24 +55,22 @@ def bench(
     with working(screen) as progress:
         from moeify import api
         from moeify.measure.speed.plot import check_plot
-        from moeify.measure.speed.settings import Effort
 
         if plot is not None:
             check_plot(Path(plot))
         sizes, on = numbers("--tokens", tokens), numbers("--threads", threads)
-        effort = Effort(rounds, seconds)
         report: SpeedReport
         if folder is None:
             _only_for_folders(dense=dense, data=data, factory=factory, example=example)
             report = api.bench_layers(
-                shape or (), tokens=sizes, threads=on, precision=precision, effort=effort, seed=seed, keep=keep,
-                progress=progress,
+                shape or (), tokens=sizes, threads=on, precision=precision, rounds=rounds, seconds=seconds, seed=seed,
+                keep=keep, progress=progress,
             )  # fmt: skip
         else:
             report = api.bench(
                 folder, dense=dense, tokens=sizes, past=numbers("--past", past), threads=on, precision=precision, data=data,
-                effort=effort, seed=seed, keep=keep, factory=factory, example=example, allow_pickle=allow_pickle,
-                progress=progress,
+                rounds=rounds, seconds=seconds, seed=seed, keep=keep, factory=factory, example=example,
+                allow_pickle=allow_pickle, progress=progress,
             )  # fmt: skip
         if plot is not None:
             report.plot(Path(plot))

@@ -8,14 +8,13 @@ from transformers import AutoModelForCausalLM
 
 import moeify
 from moeify.layers.budget import moe_layers
-from moeify.measure.speed.settings import Effort
 from real.conftest import Converted
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
 
 
 def test_bench_of_smollm2(smollm2: Converted) -> None:
-    report = moeify.bench(smollm2.folder, dense=smollm2.dense, tokens=(1, 16), past=(32,), effort=Effort(3, 10, warmup=1))
+    report = moeify.bench(smollm2.folder, dense=smollm2.dense, tokens=(1, 16), past=(32,), rounds=3, seconds=10)
     assert report.notes == ()
     assert [str(cell.place) for cell in report.cells] == ["1", "16", "1 after 32"]
     model = AutoModelForCausalLM.from_pretrained(smollm2.dense, dtype=torch.float32)
