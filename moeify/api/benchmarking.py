@@ -68,7 +68,6 @@ def bench_layers(
     *,
     tokens: Sequence[int] = (1, 16, 128, 512),
     threads: Sequence[int] = (1,),
-    precision: str = "fp32",
     rounds: int = 30,
     seconds: float = 3.0,
     seed: int = 0,
@@ -76,7 +75,7 @@ def bench_layers(
     progress: Progress = no_progress,
 ) -> SpeedReport:
     """Times layers of these shapes against dense ones of the same size: stacks whose dense weights are more than four times
-    the last-level cache, a new input each run that loads the experts evenly, router included. Times are of one layer.
+    the last-level cache, a new input each run that loads the experts evenly, router included, in fp32. Times are of one layer.
 
     shapes: or their texts, `hidden=768,neurons=3072,experts=8,top_k=2,activation=silu,gated=true`. keep: a new folder for the
     ONNX files. Raises UsageError for bad options and shapes.
@@ -86,9 +85,7 @@ def bench_layers(
     from moeify.measure.speed.measuring import report
     from moeify.measure.speed.settings import Effort
 
-    settings = _settings(tokens, (), threads, precision, Effort(rounds, seconds), seed)
-    if precision != "fp32":  # the stacks are written here, not exported
-        raise UsageError(f"precision is {precision!r}: layers of a shape are measured in fp32; bench a folder for {precision}")
+    settings = _settings(tokens, (), threads, "fp32", Effort(rounds, seconds), seed)
     parsed = [LayerShape.parse(shape) if isinstance(shape, str) else shape for shape in shapes]
     if not parsed:
         raise UsageError("no shape is given: name one, such as hidden=768,neurons=3072,experts=8,top_k=2")

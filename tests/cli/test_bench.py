@@ -92,6 +92,10 @@ def test_layers_of_a_shape_are_timed(moeify: Run) -> None:
         ("bench out --precision fp7", "precision is 'fp7': files are exported in fp32; choose that"),
         ("bench out --tokens 1,x", "--tokens is '1,x': give whole numbers with commas between them"),
         ("bench out --plot p.pdf", "p.pdf: plots are written as .png or .svg; give such a name"),
+        (
+            "bench --shape hidden=1 --precision fp32",
+            "--precision is for a converted folder, not for --shape: leave it out",
+        ),
         ("bench --shape hidden=1 --dense d", "--dense is for a converted folder, not for --shape: leave it out"),
     ],
 )
