@@ -1,32 +1,40 @@
-"""SmolLM2-135M, converted with all experts on, against itself: the work of both is known."""
+"""The first layers of SmolLM2-135M, converted, against themselves: the work of both is known."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import moeify
+import real_models
 from moeify.layers.budget import moe_layers
-from real.conftest import Converted
+from moeify.measure.speed.workload import Place
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
+pytestmark = pytest.mark.slow
 
 
-def test_bench_of_smollm2(smollm2: Converted) -> None:
-    report = moeify.bench(smollm2.folder, dense=smollm2.dense, tokens=(1, 16), past=(32,), rounds=3, seconds=10)
-    assert report.notes == ()
-    assert [str(cell.place) for cell in report.cells] == ["1", "16", "1 after 32"]
-    model = AutoModelForCausalLM.from_pretrained(smollm2.dense, dtype=torch.float32)
+def test_bench_of_smollm2(tmp_path: Path, technical_text: Path) -> None:
+    source = real_models.smollm2()
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, num_hidden_layers=3)
+    model.save_pretrained(tmp_path / "dense")
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "dense")
+    moeify.convert(tmp_path / "dense", tmp_path / "moe", experts=16, top_k=4)
+    report = moeify.bench(tmp_path / "moe", tokens=(1, 64), past=(32,), data=technical_text, rounds=5, seconds=10)
     weights = sum(p.numel() for p in model.parameters())  # all are read: the table of embeddings is the head
-    layers = moe_layers(moeify.load(smollm2.folder)).values()
-    routers = sum(layer.config.experts * layer.config.hidden for layer in layers)
+    layers = moe_layers(moeify.load(tmp_path / "moe")).values()
+    dense_ffns = sum(3 * layer.config.hidden * layer.config.dense_neurons for layer in layers)
+    active = sum(layer.config.active_fraction(layer.config.dense_neurons) for layer in layers) / len(layers)
+    assert report.notes == ()
+    one, many, step = report.cells
+    assert [cell.place for cell in report.cells] == [Place(1), Place(64), Place(1, 32)]
+    for cell in (one, step):
+        assert cell.forms["dense"].bytes == 4 * weights
+        assert cell.forms["converted"].bytes == 4 * (weights - dense_ffns + round(active * dense_ffns))
+    assert one.forms["converted"].bytes < many.forms["converted"].bytes <= 1.01 * many.forms["dense"].bytes
     for cell in report.cells:
-        dense, converted = cell.forms["dense"], cell.forms["converted"]
-        assert dense.bytes == 4 * weights
-        assert converted.bytes == 4 * (weights + routers)
-        assert converted.work.flops - dense.work.flops == 2 * cell.place.tokens * routers
         assert 0.2 < cell.speedup("converted") < 5
-        assert 0 < dense.bandwidth < 2
-    for form in report.memory[smollm2.folder.name].values():
-        assert form.run > 4 * weights
+        assert 0 < cell.forms["dense"].bandwidth < 2
+    assert all(form.run > 4 * (weights - dense_ffns) for form in report.memory["moe"].values())

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from moeify.errors import UsageError
 from moeify.export.onnx.interface import Interface
 from moeify.measure.outputs import evaluating
 from moeify.measure.speed.work import Work, metered_work
@@ -26,16 +27,22 @@ class WorkPair:
 def eager_work(
     model: nn.Module, interface: Interface, workload: Workload, places: Sequence[Place], seed: int
 ) -> dict[Place, WorkPair]:
-    """One run a place, on inputs such as those that are timed."""
+    """One run a place, on inputs such as those that are timed. Raises UsageError for a place that the model cannot run at."""
     found = {}
     with evaluating(model):
         for place in places:
-            rng = np.random.default_rng((seed, place.tokens))
-            inputs = _inputs(interface, workload, place, rng)
-            with metered_work(model) as meter:
-                interface.module(*inputs)
-            found[place] = WorkPair(meter.dense, meter.converted)
+            try:
+                found[place] = _work(model, interface, workload, place, np.random.default_rng((seed, place.tokens)))
+            except (RuntimeError, IndexError, ValueError) as error:
+                raise UsageError(f"the model cannot run {place} {workload.unit}: {error}; ask for fewer") from error
     return found
+
+
+def _work(model: nn.Module, interface: Interface, workload: Workload, place: Place, rng: np.random.Generator) -> WorkPair:
+    inputs = _inputs(interface, workload, place, rng)
+    with metered_work(model) as meter:
+        interface.module(*inputs)
+    return WorkPair(meter.dense, meter.converted)
 
 
 def _inputs(interface: Interface, workload: Workload, place: Place, rng: np.random.Generator) -> list[torch.Tensor]:

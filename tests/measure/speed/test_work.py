@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from measure.small_models import HIDDEN, NEURONS, converted_llama
+from measure.small_models import HIDDEN, NEURONS, VOCABULARY, converted_llama
+from moeify.errors import UsageError
 from moeify.export.onnx.model_interface import model_interface
 from moeify.ir.moe_config import MoEConfig, RouterConfig
 from moeify.layers.budget import moe_layers, set_top_k
@@ -89,6 +90,13 @@ def test_a_step_works_on_one_token_whatever_the_cache_holds(model: nn.Module) ->
     assert found[places[1]].dense == found[places[2]].dense == found[places[0]].dense
     assert found[places[3]].dense.flops == 4 * found[places[0]].dense.flops
     assert found[places[3]].dense.weights == found[places[0]].dense.weights
+
+
+def test_a_place_that_a_model_cannot_be_run_at(model: nn.Module) -> None:
+    interface = model_interface(model, {"input_ids": torch.arange(4)[None]})
+    workload = Workload({}, {}, cached=True, text=np.array([VOCABULARY]))
+    with pytest.raises(UsageError, match=r"the model cannot run 3 tokens: .*index out of range.*; ask for fewer"):
+        eager_work(model, interface, workload, [Place(3)], seed=0)
 
 
 def test_inputs_are_drawn_for_what_the_axes_are() -> None:
