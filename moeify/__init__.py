@@ -16,8 +16,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "auxiliary_loss": "moeify.training.settings",
+    "bench": "moeify.api",
+    "bench_layers": "moeify.api",
     "convert": "moeify.api",
     "evaluate": "moeify.api",
+    "export_hf": "moeify.api",
     "inspect": "moeify.api",
     "load": "moeify.api",
     "open_model": "moeify.api",
@@ -50,8 +53,11 @@ __all__ = [
     "__version__",
     "add_expert",
     "auxiliary_loss",
+    "bench",
+    "bench_layers",
     "convert",
     "evaluate",
+    "export_hf",
     "inspect",
     "load",
     "moe_layers",
@@ -70,7 +76,19 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from moeify.api import convert, evaluate, inspect, load, open_model, prune_experts, resave, save, to_dense
+    from moeify.api import (
+        bench,
+        bench_layers,
+        convert,
+        evaluate,
+        inspect,
+        load,
+        open_model,
+        prune_experts,
+        resave,
+        save,
+        to_dense,
+    )
     from moeify.errors import MoeifyError
     from moeify.layers.budget import moe_layers, set_threshold, set_top_k
     from moeify.layers.inference import set_inference, set_smear

@@ -1,6 +1,7 @@
-"""The one place where everything meets: load, trace, run a pipeline, splice, save, evaluate, export."""
+"""The one place where everything meets: load, trace, run a pipeline, splice, save, evaluate, export, benchmark."""
 
 from moeify.api.afterwards import evaluate, export, export_hf
+from moeify.api.benchmarking import bench, bench_layers
 from moeify.api.conversion import Conversion, convert
 from moeify.api.dense import Dense, to_dense
 from moeify.api.inspecting import inspect
@@ -16,6 +17,8 @@ __all__ = [
     "Inspection",
     "Plan",
     "PrunedLayer",
+    "bench",
+    "bench_layers",
     "convert",
     "evaluate",
     "export",

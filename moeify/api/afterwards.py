@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moeify.api.arguments import Data, Example, Factory, Source, device_of, example_of, open_batches
+from moeify.api.arguments import Data, Example, Factory, Source, dense_model, device_of, example_of, open_batches
 from moeify.errors import UsageError
 from moeify.pipeline.context import Progress, no_progress
 
@@ -36,24 +36,15 @@ def evaluate(
     InputError for what cannot be read.
     """
     from moeify.export.folder import load_folder
-    from moeify.frontend.load_model import load_model
-    from moeify.frontend.sniff import sniff
     from moeify.measure.evaluate import evaluate_model
 
     found = load_folder(Path(folder), factory=factory, device=device_of(device), allow_pickle=allow_pickle)
     batch = example_of(found, example)
     before = None
     if dense is not None:
-        bare = isinstance(dense, str | Path) and sniff(Path(dense)) in ("torch", "pickle", "safetensors")
-        loaded = load_model(
-            dense,
-            factory=factory if bare else None,
-            example=batch,
-            dtype=found.manifest.dtype,
-            device=device,
-            allow_pickle=allow_pickle,
-        )
-        before = loaded.model
+        before = dense_model(
+            dense, factory, batch, dtype=found.manifest.dtype, device=device, allow_pickle=allow_pickle
+        ).model  # fmt: skip
     batches = open_batches(data, found.model, found.tokenizer, batch, tokens)
     return evaluate_model(
         found.model, batches, dense=before, tokenizer=found.tokenizer, nulls=nulls, seed=seed, progress=progress

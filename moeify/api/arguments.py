@@ -14,6 +14,7 @@ from moeify.ir.model_graph import Batch
 
 if TYPE_CHECKING:
     from moeify.export.folder import LoadedFolder
+    from moeify.frontend.loaded import LoadedModel
 
 #: A model: a path (Hugging Face or adapter folder, GGUF file, .pt, .pt2, state_dict with a factory), or a module in memory.
 Source = str | Path | nn.Module
@@ -49,6 +50,26 @@ def example_of(found: LoadedFolder, example: Example | None) -> Batch:
     if wanted is None:
         return example_inputs(found.model, found.tokenizer)
     return read_example(wanted, str(next(found.model.parameters()).device))
+
+
+def dense_model(
+    source: Source,
+    factory: Factory | None,
+    example: Batch,
+    *,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    allow_pickle: bool = False,
+) -> LoadedModel:
+    """The model before a conversion, with the converted one's example. factory: as for the folder; a source that says itself
+    which model it is needs none. Raises as `load_model`."""
+    from moeify.frontend.load_model import load_model
+    from moeify.frontend.sniff import sniff
+
+    bare = isinstance(source, str | Path) and sniff(Path(source)) in ("torch", "pickle", "safetensors")
+    return load_model(
+        source, factory=factory if bare else None, example=example, dtype=dtype, device=device, allow_pickle=allow_pickle
+    )
 
 
 def check_exports(export: Sequence[str], output: str | Path | None, *, dtype: str = "fp32", device: str = "cpu") -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from moeify import __version__
+from moeify.cli.bench import bench
 from moeify.cli.convert import convert
 from moeify.cli.dense import dense
 from moeify.cli.evaluate import evaluate
@@ -16,7 +17,7 @@ from moeify.cli.passes import passes
 from moeify.cli.recipes import recipes
 from moeify.errors import UsageError
 
-COMMANDS = (convert, inspect, evaluate, dense, passes, recipes, export)
+COMMANDS = (convert, inspect, evaluate, dense, passes, recipes, export, bench)
 
 
 def _version(wanted: bool) -> None:

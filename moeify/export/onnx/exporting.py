@@ -15,10 +15,8 @@ from moeify.export.atomic import check_target, whole_file
 from moeify.export.onnx.attach import MoENode, attach_bodies
 from moeify.export.onnx.body import OPSET
 from moeify.export.onnx.calm import calm
-from moeify.export.onnx.decoder_interface import decoder_interface
 from moeify.export.onnx.distance import BOUNDS
-from moeify.export.onnx.encoder_decoder_interface import encoder_decoder_interface
-from moeify.export.onnx.interface import flat_interface
+from moeify.export.onnx.model_interface import model_interface
 from moeify.export.onnx.packages import check_packages
 from moeify.export.onnx.report import Check, OnnxReport, Port
 from moeify.export.onnx.tracing import trace
@@ -46,9 +44,7 @@ def export_onnx(model: nn.Module, example: Batch, output: Path, *, force: bool =
     check_target(output, force=force)
     with calm(model), whole_file(output, force) as part:
         with folded_layers(model):  # the operator takes plain rows
-            interface = (
-                decoder_interface(model, example) or encoder_decoder_interface(model, example) or flat_interface(model, example)
-            )
+            interface = model_interface(model, example)
             graph = trace(interface, opset)
         layers = attach_bodies(graph)
         data = _save(graph, part)

@@ -23,8 +23,8 @@ class Operations:
     def nodes(self) -> Sequence[ir.Node]:
         return self._tape.nodes
 
-    def __call__(self, name: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        return self._tape.op(name, inputs, attributes)
+    def __call__(self, name: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        return self._tape.op(name, inputs, attributes, domain=domain)
 
     def several(self, count: int, name: str, *inputs: ir.Value | None, **attributes: Any) -> list[ir.Value]:
         """A node with `count` outputs."""
