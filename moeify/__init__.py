@@ -81,6 +81,7 @@ if TYPE_CHECKING:
         bench_layers,
         convert,
         evaluate,
+        export_hf,
         inspect,
         load,
         open_model,
