@@ -24,6 +24,7 @@ _HOMES = {
     "prune_experts": "moeify.api",
     "resave": "moeify.api",
     "save": "moeify.api",
+    "sweep": "moeify.api",
     "to_dense": "moeify.api",
     "Alignment": "moeify.training.align",
     "EachLayer": "moeify.pipeline.each_layer",
@@ -66,11 +67,12 @@ __all__ = [
     "set_threshold",
     "set_top_k",
     "set_training",
+    "sweep",
     "to_dense",
 ]
 
 if TYPE_CHECKING:
-    from moeify.api import convert, evaluate, inspect, load, open_model, prune_experts, resave, save, to_dense
+    from moeify.api import convert, evaluate, inspect, load, open_model, prune_experts, resave, save, sweep, to_dense
     from moeify.errors import MoeifyError
     from moeify.layers.budget import moe_layers, set_threshold, set_top_k
     from moeify.layers.inference import set_inference, set_smear
