@@ -64,13 +64,11 @@ def test_a_sweep_goes_on_where_it_stopped(
     model: Path, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converted: list[float] = []
-    convert = sweep_cell.convert
-
     def counted(*args: Any, **keywords: Any) -> Any:
         if len(converted) == 1:
             raise KeyboardInterrupt
         converted.append(1)
-        return convert(*args, **keywords)
+        return moeify.convert(*args, **keywords)
 
     monkeypatch.setattr(sweep_cell, "convert", counted)
     options |= {"recipes": ["static"]}
@@ -79,7 +77,7 @@ def test_a_sweep_goes_on_where_it_stopped(
     rows = tmp_path / "out" / "rows.jsonl"
     assert len(rows.read_text().splitlines()) == 1
     rows.write_text(rows.read_text() + '{"digest": "cut')  # as when the power goes
-    monkeypatch.setattr(sweep_cell, "convert", convert)
+    monkeypatch.setattr(sweep_cell, "convert", moeify.convert)
     found = moeify.sweep(model, tmp_path / "out", **options)
     assert (found.taken_over, len(found.rows), len(rows.read_text().splitlines())) == (1, 2, 2)
     again = moeify.sweep(model, tmp_path / "out", **options)
