@@ -27,6 +27,7 @@ _HOMES = {
     "prune_experts": "moeify.api",
     "resave": "moeify.api",
     "save": "moeify.api",
+    "sweep": "moeify.api",
     "to_dense": "moeify.api",
     "Alignment": "moeify.training.align",
     "EachLayer": "moeify.pipeline.each_layer",
@@ -72,6 +73,7 @@ __all__ = [
     "set_threshold",
     "set_top_k",
     "set_training",
+    "sweep",
     "to_dense",
 ]
 
@@ -88,6 +90,7 @@ if TYPE_CHECKING:
         prune_experts,
         resave,
         save,
+        sweep,
         to_dense,
     )
     from moeify.errors import MoeifyError

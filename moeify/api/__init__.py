@@ -8,6 +8,7 @@ from moeify.api.inspecting import inspect
 from moeify.api.models import load, open_model, resave, save
 from moeify.api.planning import plan, registry
 from moeify.api.pruning import PrunedLayer, prune_experts
+from moeify.api.sweeping import Sweep, sweep
 from moeify.pipeline.inspection import Inspection
 from moeify.pipeline.plan import Plan
 
@@ -17,6 +18,7 @@ __all__ = [
     "Inspection",
     "Plan",
     "PrunedLayer",
+    "Sweep",
     "bench",
     "bench_layers",
     "convert",
@@ -31,5 +33,6 @@ __all__ = [
     "registry",
     "resave",
     "save",
+    "sweep",
     "to_dense",
 ]

@@ -31,11 +31,13 @@ def evaluate(
 ) -> Evaluation:
     """Measures a converted model on data: perplexity, distance from the dense model, active fraction, load of the experts.
 
-    dense: the model before conversion, for what compares with it. nulls: adds all experts on, oracle routing, random
-    partition and a static mask. tokens: stop early. allow_pickle: opens either model's pickle, which runs what it says. Raises
-    InputError for what cannot be read.
+    dense: the model before conversion, for what compares with it. nulls: adds all experts on, oracle routing, a random
+    partition, a static mask and full-rank compensation; they are made of the dense model's FFNs where it is given. tokens: stop
+    early. allow_pickle: opens either model's pickle, which runs what it says. What is found is void where the layers use
+    over 1 % more weights than the recipe was to. Raises InputError for what cannot be read.
     """
     from moeify.export.folder import load_folder
+    from moeify.measure.dense_ffn import dense_ffns
     from moeify.measure.evaluate import evaluate_model
 
     found = load_folder(Path(folder), factory=factory, device=device_of(device), allow_pickle=allow_pickle)
@@ -46,9 +48,11 @@ def evaluate(
             dense, factory, batch, dtype=found.manifest.dtype, device=device, allow_pickle=allow_pickle
         ).model  # fmt: skip
     batches = open_batches(data, found.model, found.tokenizer, batch, tokens)
+    ffns = {} if before is None or not nulls else dense_ffns(before, found.manifest.layers)
     return evaluate_model(
-        found.model, batches, dense=before, tokenizer=found.tokenizer, nulls=nulls, seed=seed, progress=progress
-    )
+        found.model, batches, dense=before, tokenizer=found.tokenizer, nulls=nulls, ffns=ffns, budget=found.budget, seed=seed,
+        progress=progress,
+    )  # fmt: skip
 
 
 def export(
