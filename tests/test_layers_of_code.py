@@ -37,6 +37,7 @@ EXTRAS = (
     "onnx_ir",
     "scipy",
     "pymetis",
+    "matplotlib",
 )
 
 #: The host's world, which passes know nothing of.

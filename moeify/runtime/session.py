@@ -22,6 +22,7 @@ def session(
     *,
     replace: Mapping[str, NDArray[Any]] | None = None,
     native: bool | None = None,
+    config: Mapping[str, str] | None = None,
 ) -> onnxruntime.InferenceSession:
     """The file, ready to run. threads: None lets ONNX Runtime choose.
 
@@ -30,6 +31,8 @@ def session(
 
     replace: other values for initializers, by name (`<layer>.k`, say). It turns constant folding off, as that would build the
     old values in: such a session is for comparing numbers, not for speed.
+
+    config: further entries of ONNX Runtime's session configuration, by their keys.
 
     Raises InputError for a file that is missing, empty, cut off, no ONNX model, or without any operation, UsageError where the
     library is asked for and was not built.
@@ -44,6 +47,8 @@ def session(
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
     if wanted() if native is None else native:
         register(options)
     # Held until the session is built: ONNX Runtime reads them in place.

@@ -16,10 +16,8 @@ from moeify.export.atomic import check_target, whole_file
 from moeify.export.onnx.attach import MoENode, attach_bodies
 from moeify.export.onnx.body import OPSET
 from moeify.export.onnx.calm import calm
-from moeify.export.onnx.decoder_interface import decoder_interface
 from moeify.export.onnx.distance import BOUNDS
-from moeify.export.onnx.encoder_decoder_interface import encoder_decoder_interface
-from moeify.export.onnx.interface import flat_interface
+from moeify.export.onnx.model_interface import model_interface
 from moeify.export.onnx.packages import check_packages
 from moeify.export.onnx.precision.choices import check_precision
 from moeify.export.onnx.precision.rounded_graph import lower_precision
@@ -52,9 +50,7 @@ def export_onnx(
     check_target(output, force=force)
     with calm(model), whole_file(output, force) as part:
         with folded_layers(model):  # the operator takes plain rows
-            interface = (
-                decoder_interface(model, example) or encoder_decoder_interface(model, example) or flat_interface(model, example)
-            )
+            interface = model_interface(model, example)
             graph = trace(interface, opset)
         stored = lower_precision(graph, precision)
         layers = attach_bodies(graph)
