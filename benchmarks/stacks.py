@@ -107,7 +107,7 @@ class Graph:
 
     def constant(self, array: Array) -> ir.Value:
         name = f"w{len(self.initializers)}"
-        self.initializers.append(ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name)))
+        self.initializers.append(ir.val(name, const_value=ir.tensor(np.asarray(array, order="C"), name=name)))
         return self.initializers[-1]
 
 

@@ -1,0 +1,113 @@
+"""The forms of a layer in stock ONNX Runtime: the rows and the constants of moeify/export/onnx/lowering/costs.py.
+
+python -m benchmarks.lowerings [--shapes 'NAME;NAME'] [--tokens 1,4,16,128,512] [--rounds 9] [--write]
+python -m benchmarks.lowerings --fit
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from scipy.optimize import nnls
+
+from benchmarks.kernel import environment, interleaved
+from benchmarks.stacks import Shape, Weights, dense_gemm, draw, native, save
+from moeify.export.onnx.attach import moe_nodes, read_node
+from moeify.export.onnx.body import moe_function
+from moeify.export.onnx.forms import FINE, Form, Kind
+from moeify.export.onnx.lowering.costs import COSTS, Work, features
+from moeify.runtime.session import session
+
+RESULTS = Path(__file__).parent / "results-lowerings.jsonl"
+LAYERS = 4
+
+SHAPES: Mapping[str, Shape] = {
+    "768, 4": Shape(768, 3072, 4, 1),
+    "768, 8": Shape(768, 3072, 8, 2),
+    "768, 32": Shape(768, 3072, 32, 8),
+    "768, 64": Shape(768, 3072, 64, 16),
+    "768, 192": Shape(768, 3072, 192, 48),
+    "768 gated, 8": Shape(768, 2048, 8, 2, gated=True),
+    "768 gated, 32, half": Shape(768, 2048, 32, 16, gated=True),
+    "384, 16": Shape(384, 1536, 16, 4),
+    "384, 64": Shape(384, 1536, 64, 16),
+    "1536, 16": Shape(1536, 6144, 16, 4),
+    "1536, 16, three quarters": Shape(1536, 6144, 16, 12),
+}
+
+
+def measure(name: str, tokens: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
+    """A row for each number of tokens: median ms a layer of every form."""
+    shape, rng = SHAPES[name], np.random.default_rng(0)
+    layers = [draw(shape, rng) for _ in range(LAYERS)]
+    kinds: list[Kind] = ["gathered", "masked", "contrib", *(["unrolled"] if shape.experts < FINE else [])]  # type: ignore[list-item]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {"dense": save(Path(folder) / "dense.onnx", dense_gemm, layers)}
+        paths |= {kind: bodied(Path(folder), layers, kind) for kind in kinds}
+        sessions = {form: session(path, threads=1, native=False) for form, path in paths.items()}
+        found = []
+        for count in tokens:
+            times = interleaved(sessions, shape, count, rounds, LAYERS)
+            medians = {form: round(float(np.median(values)), 4) for form, values in times.items()}
+            ratios = {form: round(medians["dense"] / ms, 2) for form, ms in medians.items() if form != "dense"}
+            found.append({"benchmark": "lowerings", "shape": name, "tokens": count, "ms a layer": medians, "dense / form": ratios})
+        return found
+
+
+def bodied(folder: Path, layers: list[Weights], kind: Kind) -> Path:
+    """The stack as moeify::MoE nodes whose body has that form."""
+    model = ir.load(save(folder / f"{kind}.bare.onnx", native, layers))
+    size = layers[0].shape.neurons // layers[0].shape.experts
+    for node in moe_nodes(model):
+        function = moe_function(read_node(node).shape, form=Form(kind, size=size))
+        node.overload = function.overload
+        model.functions[function.identifier()] = function
+    ir.save(model, folder / f"{kind}.onnx", external_data=f"{kind}.data")
+    return folder / f"{kind}.onnx"
+
+
+def fit() -> None:
+    """Prints constants by least squares of the relative errors, and how far they are off."""
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    for kind in ("dense", "unrolled", "gathered", "masked", "contrib"):
+        points = [(row, row["ms a layer"][kind]) for row in rows if kind in row["ms a layer"]]
+        matrix = np.array([features(kind, work(SHAPES[row["shape"]]), row["tokens"]) for row, _ in points])  # type: ignore[arg-type]
+        times = np.array([time for _, time in points])
+        costs, _ = nnls(matrix / times[:, None], np.ones(len(times)))
+        off = np.abs(matrix @ costs / times - 1)
+        shown = ", ".join(f"{cost:.2g}" for cost in costs)
+        print(f'"{kind}": ({shown}),  # off by {np.median(off):.0%} (median), {off.max():.0%} at most')
+
+
+def work(s: Shape) -> Work:
+    return Work(s.hidden, s.hidden, s.experts, s.top_k, s.neurons, s.matrices * s.hidden * s.neurons)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", default=";".join(SHAPES), help="names of SHAPES, with ; between them")
+    parser.add_argument("--tokens", default="1,4,16,128,512")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--fit", action="store_true")
+    options = parser.parse_args()
+    if options.fit:
+        return fit()
+    for name in options.shapes.split(";"):
+        for found in measure(name, tuple(int(count) for count in options.tokens.split(",")), options.rounds):
+            line = json.dumps(found | environment())
+            print(line, flush=True)
+            if options.write:
+                with RESULTS.open("a") as file:
+                    file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
