@@ -17,6 +17,7 @@ from moeify.export.onnx.exporting import export_onnx
 from moeify.export.onnx.inspecting import onnx_layers
 from moeify.export.onnx.report import OnnxReport, Port
 from moeify.layers.moe_layer import MoELayer
+from moeify.runtime.native import wanted
 from moeify.runtime.session import session
 from onnx_blocks import HIDDEN, Block, inputs, moe_layer, normal
 
@@ -38,8 +39,9 @@ def test_report(exported: tuple[Block, Path, OnnxReport]) -> None:
     assert report.moe_layers == ("moe",)
     assert report.size == path.stat().st_size
     assert [check.name for check in report.checks] == [
-        f"{prefix}{name}"
+        f"{prefix}{name}{library}"
         for prefix in ("all experts on, ", "")
+        for library in ("", *([", native library"] if wanted() else []))
         for name in ("the example", "batch + 1", "batch + 1, length + 3", "length - 1")
     ]
     assert all(check.distance < 1e-6 and check.flipped == 0 for check in report.checks)
