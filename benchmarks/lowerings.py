@@ -22,13 +22,15 @@ from benchmarks.stacks import Shape, Weights, dense_gemm, draw, native, save
 from moeify.export.onnx.attach import moe_nodes, read_node
 from moeify.export.onnx.body import moe_function
 from moeify.export.onnx.forms import FINE, Form, Kind
-from moeify.export.onnx.lowering.costs import COSTS, Work, features
+from moeify.export.onnx.lowering.costs import Work, features
 from moeify.runtime.session import session
 
 RESULTS = Path(__file__).parent / "results-lowerings.jsonl"
 LAYERS = 4
 
 SHAPES: Mapping[str, Shape] = {
+    "64, 4": Shape(64, 256, 4, 1),
+    "192, 16": Shape(192, 768, 16, 4),
     "768, 4": Shape(768, 3072, 4, 1),
     "768, 8": Shape(768, 3072, 8, 2),
     "768, 32": Shape(768, 3072, 32, 8),
@@ -57,7 +59,9 @@ def measure(name: str, tokens: tuple[int, ...], rounds: int) -> list[dict[str, A
             times = interleaved(sessions, shape, count, rounds, LAYERS)
             medians = {form: round(float(np.median(values)), 4) for form, values in times.items()}
             ratios = {form: round(medians["dense"] / ms, 2) for form, ms in medians.items() if form != "dense"}
-            found.append({"benchmark": "lowerings", "shape": name, "tokens": count, "ms a layer": medians, "dense / form": ratios})
+            found.append(
+                {"benchmark": "lowerings", "shape": name, "tokens": count, "ms a layer": medians, "dense / form": ratios}
+            )
         return found
 
 
@@ -78,7 +82,7 @@ def fit() -> None:
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     for kind in ("dense", "unrolled", "gathered", "masked", "contrib"):
         points = [(row, row["ms a layer"][kind]) for row in rows if kind in row["ms a layer"]]
-        matrix = np.array([features(kind, work(SHAPES[row["shape"]]), row["tokens"]) for row, _ in points])  # type: ignore[arg-type]
+        matrix = np.array([features(kind, work(SHAPES[row["shape"]]), row["tokens"]) for row, _ in points])
         times = np.array([time for _, time in points])
         costs, _ = nnls(matrix / times[:, None], np.ones(len(times)))
         off = np.abs(matrix @ costs / times - 1)
@@ -99,7 +103,8 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true")
     options = parser.parse_args()
     if options.fit:
-        return fit()
+        fit()
+        return
     for name in options.shapes.split(";"):
         for found in measure(name, tuple(int(count) for count in options.tokens.split(",")), options.rounds):
             line = json.dumps(found | environment())

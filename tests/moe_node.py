@@ -28,9 +28,7 @@ def body_shape(case: Case) -> BodyShape:
     return BodyShape(len(offsets) - 1, **case.attributes, shared=bool(offsets[0]), present=present)
 
 
-def node_model(
-    case: Case, dtype: str = "float32", body: bool = True, opset: int = OPSET, form: Form | None = None
-) -> ir.Model:
+def node_model(case: Case, dtype: str = "float32", body: bool = True, opset: int = OPSET, form: Form | None = None) -> ir.Model:
     """Graph inputs x and scores, float32 with symbolic leading dims, cast to dtype; every other input is an initializer."""
     function = moe_function(body_shape(case), opset, form)
     lead = [f"d{i}" for i in range(len(case.variant.lead))]

@@ -76,7 +76,8 @@ def export(
     """Writes a converted model as an ONNX file; it is compared with the eager model first.
 
     lowering: auto, portable, standard, contrib or native: what an MoE layer becomes; tokens: how many a call will have
-    (docs/onnx.md). Raises UsageError for another format than onnx, InputError, ConversionError and OutputError as their words say.
+    (docs/onnx.md). Raises UsageError for another format than onnx or an unknown lowering, InputError, ConversionError and
+    OutputError as their words say.
     """
     if to != "onnx":
         raise UsageError(f"cannot export to {to!r}: known is onnx")

@@ -1,6 +1,7 @@
 """The body of `moeify::MoE` version 1 (docs/moe-layer.md) in standard ONNX operators: it runs in any ONNX runtime.
 
-How the chosen experts are computed is the body's form (moeify.export.onnx.forms); the values are the same up to the order of sums.
+How the chosen experts are computed is the body's form (moeify.export.onnx.forms); the values are the same up to the order of
+sums.
 """
 
 from __future__ import annotations

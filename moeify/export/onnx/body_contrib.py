@@ -1,8 +1,8 @@
 """The operator `com.microsoft::MoE` of ONNX Runtime in a body, for any gates.
 
-Its kernel takes the softmax of the logits that it is given, computes the experts with a share above 0 and adds them by their shares.
-Given log(gate), the shares are gate / sum of gates; so y is its output times that sum, and an expert that is off (log 0) costs nothing.
-Choice and ties stay ours, as everywhere (its own top-k would prefer the higher index), and k an input.
+Its kernel takes the softmax of the logits that it is given, computes the experts with a share above 0 and adds them by their
+shares. Given log(gate), the shares are gate / sum of gates; so y is its output times that sum, and an expert that is off costs
+nothing (log 0). Choice and ties stay ours, as everywhere (its own top-k would prefer the higher index), and k an input.
 """
 
 from __future__ import annotations

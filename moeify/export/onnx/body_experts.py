@@ -46,7 +46,9 @@ def gated_rows(op: Operations, shape: BodyShape, v: Values, gate: ir.Value | Non
     """All experts on: one dense FFN whose rows are scaled by the gate of their expert. [tokens, output]."""
     h = hidden_values(op, shape, v["x"], v)
     if gate is not None:
-        h = op("Mul", h, op("Gather", op("Pad", gate, op.constant([0, 1, 0, 0]), op.constant(1.0)), expert_of_row(op, v), axis=1))
+        h = op(
+            "Mul", h, op("Gather", op("Pad", gate, op.constant([0, 1, 0, 0]), op.constant(1.0)), expert_of_row(op, v), axis=1)
+        )
     return op("MatMul", h, v["down"])
 
 

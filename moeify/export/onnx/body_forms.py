@@ -47,9 +47,9 @@ def routed_experts(op: Operations, shape: BodyShape, form: Form, chosen: Chosen)
 
 
 def _unrolled(op: Operations, shape: BodyShape, size: int, chosen: Chosen) -> ir.Value:
-    """Each expert on its tokens only; one that no token chose works on zero rows. Split lets a runtime that folds constants keep
-    one (prepacked) matrix an expert and no copy of the whole. Added one after the other: a token twice in one ScatterND would be
-    a race between threads."""
+    """Each expert on its tokens only; one that no token chose works on zero rows. Split lets a runtime that folds constants
+    keep one (prepacked) matrix an expert and no copy of the whole. Added one after the other: a token twice in one ScatterND
+    would be a race between threads."""
     v, experts = chosen.v, shape.experts
     by_expert = op("Transpose", chosen.on, perm=[1, 0])
     pairs = op("NonZero", by_expert)  # [2, pairs], sorted by expert, then by token

@@ -47,10 +47,10 @@ def export_onnx(
 ) -> OnnxReport:
     """Writes `output` (and `output.data` beyond 2 GB) once ONNX Runtime has given what the model gives.
 
-    lowering: what an MoE layer becomes, tokens: how many a call will have: docs/onnx.md. Composed rows are folded. Hugging Face
-    decoders take and give their cache, encoder-decoders are one graph without one; batch and sequence are free. The model is left
-    as it was. Raises UsageError for a bad option, OutputError where the file cannot be written, ConversionError where the model
-    cannot be translated, a layer has no such lowering, or the file computes something else.
+    lowering: what an MoE layer becomes, tokens: how many a call will have: docs/onnx.md. Composed rows are folded. Hugging
+    Face decoders take and give their cache, encoder-decoders are one graph without one; batch and sequence are free. The model
+    is left as it was. Raises UsageError for a bad option, OutputError where the file cannot be written, ConversionError where
+    the model cannot be translated, a layer has no such lowering, or the file computes something else.
     """
     started = time.monotonic()
     _check(model, opset)

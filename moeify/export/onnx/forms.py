@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-#: unrolled: each expert by nodes of its own, on its tokens. gathered: the rows of the experts that any token chose, gathered, for
-#: all tokens. masked: all rows for all tokens, h scaled by the gate. contrib: the operator `com.microsoft::MoE`.
+#: unrolled: each expert by nodes of its own, on its tokens. gathered: the rows of the experts that any token chose, gathered,
+#: for all tokens. masked: all rows for all tokens, h scaled by the gate. contrib: the operator `com.microsoft::MoE`.
 Kind = Literal["unrolled", "gathered", "masked", "contrib"]
 
 #: From so many experts on none is unrolled: ONNX Runtime would take seconds a layer to load the nodes.

@@ -47,8 +47,7 @@ class Operations:
         self, condition: ir.Value, yes: Callable[[Operations], ir.Value], no: Callable[[Operations], ir.Value]
     ) -> ir.Value:
         """An If. yes, no: write the nodes of their branch and give its output; they may use the values written so far."""
-        branches = {name: self._branch(name, write) for name, write in (("then_branch", yes), ("else_branch", no))}
-        return self("If", condition, **branches)
+        return self("If", condition, then_branch=self._branch("then_branch", yes), else_branch=self._branch("else_branch", no))
 
     @staticmethod
     def _branch(name: str, write: Callable[[Operations], ir.Value]) -> ir.Graph:

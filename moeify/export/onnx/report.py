@@ -34,8 +34,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Lowered:
-    """An MoE layer in the file. lowering: portable, standard, contrib or native (docs/onnx.md); form: how its experts are computed
-    without the native library, empty where that is needed; reason: why so."""
+    """An MoE layer in the file. lowering: portable, standard, contrib or native (docs/onnx.md); form: how its experts are
+    computed without the native library, empty where that is needed; reason: why so."""
 
     layer: str
     lowering: str

@@ -52,8 +52,10 @@ def expectation(layer: MoENode, form: Form, tokens: tuple[int, ...]) -> str:
 
 def _forms(layer: MoENode, contrib: bool) -> Iterator[Form]:
     """The plainest first: of equals it is taken."""
-    many: list[Kind] = [*(["unrolled"] if len(layer.sizes) < FINE else []), "masked", "gathered", *(["contrib"] if contrib else [])]  # type: ignore[list-item]
-    few: list[Kind] = ["gathered", *(["contrib"] if contrib else [])]  # type: ignore[list-item]
+    operator: tuple[Kind, ...] = ("contrib",) if contrib else ()
+    unrolled: tuple[Kind, ...] = ("unrolled",) if len(layer.sizes) < FINE else ()
+    many: tuple[Kind, ...] = (*unrolled, "masked", "gathered", *operator)
+    few: tuple[Kind, ...] = ("gathered", *operator)
     yield from (Form(kind, size=0 if kind == "unrolled" else layer.size) for kind in many)
     for short in few:
         for long in many:

@@ -12,7 +12,7 @@ TOKENS = (1, 128)
 
 
 def check_lowering(lowering: str, tokens: tuple[int, ...] = TOKENS) -> None:
-    """Raises UsageError for an unknown name, for no or impossible numbers of tokens, for `native` where the library is missing."""
+    """Raises UsageError for an unknown name, no or impossible numbers of tokens, `native` where the library is missing."""
     if lowering not in LOWERINGS:
         raise UsageError(f"lowering is {lowering!r}: choose one of {', '.join(LOWERINGS)}")
     if not tokens or min(tokens) < 1:

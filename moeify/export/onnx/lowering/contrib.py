@@ -1,7 +1,7 @@
 """The operator `com.microsoft::MoE` of ONNX Runtime in place of the node, where it can compute the layer.
 
-What it lacks but stands beside it loses nothing: shared experts, idle vectors, the low-rank term, the output bias; choice and gates
-are ours (moeify.export.onnx.body_contrib). Integers (`com.microsoft::QMoE`) would be one more file like this one.
+What it lacks but can stand beside it: shared experts, idle vectors, the low-rank term, the output bias. Choice and gates are
+ours (moeify.export.onnx.body_contrib). Integers (`com.microsoft::QMoE`) would be one more file like this one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a layer costs in each form: a few constants times what there is to do, for choosing among forms.
 
-Measured and fitted by `python -m benchmarks.lowerings` (one thread, float32, ONNX Runtime 1.32 on an AMD EPYC with AVX-512); other
-machines move all of them together, and only their ratios matter here. A tenth is what the fit is worth.
+Measured and fitted by `python -m benchmarks.lowerings` (one thread, float32, ONNX Runtime 1.32, an AMD EPYC with AVX-512).
+Other machines move them all alike, and only ratios matter here. A tenth is what the fit is worth.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Work:
 #: ms for one of each feature, in the order of `features`.
 COSTS: Mapping[Costed, tuple[float, ...]] = MappingProxyType(
     {
-    "dense": (0, 0.16, 0.018),  # off by 5% (median), 11% at most
-"unrolled": (0.07, 0, 0.2, 0.017, 0.00081, 0.009),  # off by 7% (median), 22% at most
-"gathered": (0, 0, 0.42, 0.022),  # off by 10% (median), 38% at most
-"masked": (0, 0.057, 0.19, 0.018, 0),  # off by 5% (median), 12% at most
-"contrib": (0, 0, 0.38, 0.021, 0.0006, 0),  # off by 1% (median), 16% at most
+        "dense": (0.0024, 0.17, 0.018),  # off by 4% (median), 26% at most
+        "unrolled": (0, 0.068, 0.24, 0.016, 0.00074, 0.0084),  # off by 9% (median), 33% at most
+        "gathered": (0.026, 0.054, 0.43, 0.021),  # off by 9% (median), 59% at most
+        "masked": (0.013, 0.044, 0.19, 0.018, 0.00081),  # off by 5% (median), 33% at most
+        "contrib": (0.017, 0.12, 0.36, 0.022, 0.00016, 0.00035),  # off by 9% (median), 38% at most
     }
 )
 

@@ -1,6 +1,6 @@
 """The bare node: the file runs with the native library only, and says so where it is missing.
 
-That is a promise that no deployment falls back to slower operations unnoticed; portable has the same kernel with a body besides.
+That is a promise that no deployment falls back to slower operations unnoticed; portable has the same kernel, and a body.
 """
 
 from __future__ import annotations
