@@ -1,7 +1,8 @@
 """The forms of a layer in stock ONNX Runtime: the rows and the constants of moeify/export/onnx/lowering/costs.py.
 
 python -m benchmarks.lowerings [--shapes 'NAME;NAME'] [--tokens 1,4,16,128,512] [--rounds 9] [--write]
-python -m benchmarks.lowerings --fit
+python -m benchmarks.lowerings --fit       # the constants, from the rows
+python -m benchmarks.lowerings --choices   # what is chosen by them, and how near it comes to the best
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from scipy.optimize import nnls
 
 from benchmarks.kernel import environment, interleaved
 from benchmarks.stacks import Shape, Weights, dense_gemm, draw, native, save
-from moeify.export.onnx.attach import moe_nodes, read_node
+from moeify.export.onnx.attach import MoENode, moe_nodes, read_node
 from moeify.export.onnx.body import moe_function
+from moeify.export.onnx.body_shape import BodyShape
 from moeify.export.onnx.forms import FINE, Form, Kind
+from moeify.export.onnx.lowering import automatic, portable
 from moeify.export.onnx.lowering.costs import Work, features
 from moeify.runtime.session import session
 
@@ -90,6 +93,24 @@ def fit() -> None:
         print(f'"{kind}": ({shown}),  # off by {np.median(off):.0%} (median), {off.max():.0%} at most')
 
 
+def choices(tokens: tuple[int, ...]) -> None:
+    """Prints, for portable and for auto: the form, and dense time / its time and / the best time at each number of tokens."""
+    rows = {(row["shape"], row["tokens"]): row["ms a layer"] for row in map(json.loads, RESULTS.read_text().splitlines())}
+    for name, s in SHAPES.items():
+        offsets = tuple(range(0, s.neurons + 1, s.neurons // s.experts))
+        shape = BodyShape(s.experts, "silu" if s.gated else "relu", present=frozenset({"k", *(["gate"] if s.gated else [])}))
+        layer = MoENode(name, s.hidden, s.hidden, offsets, shape, s.top_k)
+        for lowering, choose in (("portable", portable.choose), ("auto", automatic.choose)):
+            form = choose(layer, tokens).form or Form("masked")
+            shown = []
+            for count in tokens:
+                times = rows[name, count]
+                taken = form.few if form.few and count <= form.few_tokens else form.many
+                best = min(ms for kind, ms in times.items() if kind != "dense" and (lowering == "auto" or kind != "contrib"))
+                shown.append(f"{times['dense'] / times[taken]:.2f} of {times['dense'] / best:.2f}")
+            print(f"{name:26} {lowering:8} {form!s:45} {', '.join(shown)}")
+
+
 def work(s: Shape) -> Work:
     return Work(s.hidden, s.hidden, s.experts, s.top_k, s.neurons, s.matrices * s.hidden * s.neurons)
 
@@ -101,17 +122,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--choices", action="store_true")
     options = parser.parse_args()
+    tokens = tuple(int(count) for count in options.tokens.split(","))
     if options.fit:
         fit()
-        return
-    for name in options.shapes.split(";"):
-        for found in measure(name, tuple(int(count) for count in options.tokens.split(",")), options.rounds):
-            line = json.dumps(found | environment())
-            print(line, flush=True)
-            if options.write:
-                with RESULTS.open("a") as file:
-                    file.write(line + "\n")
+    elif options.choices:
+        choices(tokens)
+    else:
+        for name in options.shapes.split(";"):
+            for found in measure(name, tokens, options.rounds):
+                line = json.dumps(found | environment())
+                print(line, flush=True)
+                if options.write:
+                    with RESULTS.open("a") as file:
+                        file.write(line + "\n")
 
 
 if __name__ == "__main__":
