@@ -149,3 +149,21 @@ def test_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "m.onnx.data").unlink()
     with pytest.raises(InputError, match=r"m\.onnx: ONNX Runtime cannot load it: "):
         session(path)
+
+
+@pytest.mark.parametrize("lowering", ["standard", "contrib"])
+def test_a_layer_that_is_called_twice_in_place_of_nodes(lowering: str, tmp_path: Path) -> None:
+    layer = moe_layer(activation="silu", offsets=(3, 6, 9, 12, 15))
+    export_onnx(nn.Sequential(layer, layer), (normal(1, 4, HIDDEN),), tmp_path / "m.onnx", lowering=lowering)
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    assert [t.name for t in graph.initializer if t.name.endswith((".up", ".k"))] == ["1.up", "1.k"]
+    assert {node.domain for node in graph.node} == {""} | ({"com.microsoft"} if lowering == "contrib" else set())
+    assert sum(node.op_type == "TopK" for node in graph.node) == 2
+
+
+@pytest.mark.parametrize("lowering", ["portable", "standard", "contrib"])
+def test_half_precision_in_every_lowering(lowering: str, tmp_path: Path) -> None:
+    layer = moe_layer(activation="silu", offsets=(3, 6, 9, 12, 15), idle=True).half()
+    report = export_onnx(layer, (normal(6, HIDDEN).half(),), tmp_path / "m.onnx", lowering=lowering)
+    assert (report.inputs[0].dtype, report.outputs[0].dtype) == ("float16", "float16")
+    assert max(check.distance for check in report.checks) < 5e-3
