@@ -60,9 +60,9 @@ def open_outline(
 ) -> ModelGraph:
     """As `open_model`, for those who look at sites and not at weights: none are read where that can be done without.
 
-    Such is a Hugging Face folder or a GGUF file whose model is traced on the meta device; others are opened as ever.
+    Such is a model of `load_outline` that is traced on the meta device; others are opened as ever.
     """
-    from moeify.frontend.load_model import load_outline
+    from moeify.frontend.load_outline import load_outline
     from moeify.splice.eager_host import EagerHost
 
     kind = dtype_of(dtype)
