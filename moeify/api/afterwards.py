@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moeify.api.arguments import Data, Example, Factory, Source, dense_model, device_of, example_of, open_batches
 from moeify.errors import UsageError
@@ -60,26 +61,33 @@ def export(
     output: str | Path,
     *,
     to: str = "onnx",
+    lowering: str = "auto",
+    tokens: Sequence[int] = (1, 128),
     factory: Factory | None = None,
     example: Example | None = None,
     force: bool = False,
     allow_pickle: bool = False,
     progress: Progress = no_progress,
 ) -> OnnxReport:
-    """Writes a converted model as an ONNX file that stock ONNX Runtime runs; it is compared with the eager model first.
+    """Writes a converted model as an ONNX file; it is compared with the eager model first.
 
-    Raises UsageError for another format than onnx, InputError, ConversionError and OutputError as their words say.
+    lowering: auto, portable, standard, contrib or native: what an MoE layer becomes; tokens: how many a call will have
+    (docs/onnx.md). Raises UsageError for another format than onnx or an unknown lowering, InputError, ConversionError and
+    OutputError as their words say.
     """
     if to != "onnx":
         raise UsageError(f"cannot export to {to!r}: known are onnx, and hf by `export_hf`")
     from moeify.export.atomic import check_target
     from moeify.export.folder import load_folder
     from moeify.export.onnx.exporting import export_onnx
+    from moeify.export.onnx.lowering.choices import check_lowering
 
+    check_lowering(lowering, tuple(tokens))
     check_target(Path(output), force=force)
     found = load_folder(Path(folder), factory=factory, allow_pickle=allow_pickle)
     progress("exporting ONNX", 0, None)
-    return export_onnx(found.model, example_of(found, example), Path(output), force=force)
+    options: dict[str, Any] = {"lowering": lowering, "tokens": tuple(tokens)}
+    return export_onnx(found.model, example_of(found, example), Path(output), force=force, **options)
 
 
 def export_hf(

@@ -20,6 +20,10 @@ def export(
     folder: Annotated[str, typer.Argument(metavar="OUT", help="A converted folder.")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The file, or the folder of hf, to write.")],
     to: Annotated[str, typer.Option(metavar="onnx|hf", help="The format to write.")] = "onnx",
+    lowering: Annotated[
+        str, typer.Option(metavar="auto|portable|standard|contrib|native", help="What an MoE layer becomes in the file.")
+    ] = "auto",
+    tokens: Annotated[str, typer.Option(metavar="N,N", help="Tokens of the calls that auto chooses for.")] = "1,128",
     lossy: Annotated[bool, typer.Option("--lossy", help="Of hf: leave out what no stock class holds.")] = False,
     factory: Factory = None,
     example: Example = None,
@@ -41,8 +45,15 @@ def export(
         if to == "hf":
             report = api.export_hf(folder, output, lossy=lossy, progress=progress, **given)
         else:
-            report = api.export(folder, output, to=to, progress=progress, **given)
+            report = api.export(folder, output, to=to, lowering=lowering, tokens=_counts(tokens), progress=progress, **given)
     if json:
         screen.data(report.to_json())
     else:
         screen.line(str(report))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise UsageError(f"--tokens is {text!r}: give whole numbers with commas between, such as 1,128") from None

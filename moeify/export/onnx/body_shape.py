@@ -50,8 +50,13 @@ class BodyShape:
         return "gate" in self.present
 
     @property
+    def choosing(self) -> bool:
+        """Is there a rule that leaves experts out?"""
+        return bool({"k", "threshold"} & self.present)
+
+    @property
     def overload(self) -> str:
-        """The name of the body, for FunctionProto and NodeProto; equal for equal shapes only."""
+        """The name of the plain body, for FunctionProto and NodeProto; equal for equal shapes only."""
         parts = [f"{self.experts}x", self.activation, self.gate_rule]
         parts += ["normalized"] if self.normalize else []
         parts += ["shared"] if self.shared else []

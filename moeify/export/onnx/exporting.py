@@ -12,13 +12,15 @@ from torch import nn
 
 from moeify.errors import ConversionError, UsageError
 from moeify.export.atomic import check_target, whole_file
-from moeify.export.onnx.attach import MoENode, attach_bodies
+from moeify.export.onnx.attach import MoENode
 from moeify.export.onnx.body import OPSET
 from moeify.export.onnx.calm import calm
 from moeify.export.onnx.distance import BOUNDS
+from moeify.export.onnx.lowering.choices import TOKENS, check_lowering
+from moeify.export.onnx.lowering.lower import lower
 from moeify.export.onnx.model_interface import model_interface
 from moeify.export.onnx.packages import check_packages
-from moeify.export.onnx.report import Check, OnnxReport, Port
+from moeify.export.onnx.report import Check, Lowered, OnnxReport, Port
 from moeify.export.onnx.tracing import trace
 from moeify.export.onnx.verify import verify
 from moeify.ir.model_graph import Batch
@@ -31,30 +33,40 @@ if TYPE_CHECKING:
 EMBEDDED = 1_900_000_000
 
 
-def export_onnx(model: nn.Module, example: Batch, output: Path, *, force: bool = False, opset: int = OPSET) -> OnnxReport:
+def export_onnx(
+    model: nn.Module,
+    example: Batch,
+    output: Path,
+    *,
+    force: bool = False,
+    opset: int = OPSET,
+    lowering: str = "auto",
+    tokens: tuple[int, ...] = TOKENS,
+) -> OnnxReport:
     """Writes `output` (and `output.data` beyond 2 GB) once ONNX Runtime has given what the model gives.
 
-    Every MoE layer is one `moeify::MoE` node with a body of standard operators, composed rows folded. Hugging Face decoders
-    take and give their cache, encoder-decoders are one graph without one; batch and sequence are free. The model is left as it
-    was. Raises UsageError for a bad option, OutputError where the file cannot be written, ConversionError where the model
-    cannot be translated or the file computes something else.
+    lowering: what an MoE layer becomes, tokens: how many a call will have: docs/onnx.md. Composed rows are folded. Hugging
+    Face decoders take and give their cache, encoder-decoders are one graph without one; batch and sequence are free. The model
+    is left as it was. Raises UsageError for a bad option, OutputError where the file cannot be written, ConversionError where
+    the model cannot be translated, a layer has no such lowering, or the file computes something else.
     """
     started = time.monotonic()
     _check(model, opset)
+    check_lowering(lowering, tokens)
     check_target(output, force=force)
     with calm(model), whole_file(output, force) as part:
         with folded_layers(model):  # the operator takes plain rows
             interface = model_interface(model, example)
             graph = trace(interface, opset)
-        layers = attach_bodies(graph)
+        layers, lowered = lower(graph, lowering, tokens)
         data = _save(graph, part)
-        checks = verify(part, model, interface, layers, _dtype(model))
+        checks = verify(part, model, interface, layers, _dtype(model), lowering)
         size = part.stat().st_size
         if data is not None:
             size += data.stat().st_size
             with whole_file(output.with_name(data.name), force) as place:
                 os.replace(data, place)
-        return _report(graph, output, layers, checks, size, time.monotonic() - started)
+        return _report(graph, output, layers, lowered, checks, size, time.monotonic() - started)
 
 
 def _check(model: nn.Module, opset: int) -> None:
@@ -87,7 +99,13 @@ def _save(graph: ir.Model, part: Path) -> Path | None:
 
 
 def _report(
-    graph: ir.Model, output: Path, layers: tuple[MoENode, ...], checks: tuple[Check, ...], size: int, seconds: float
+    graph: ir.Model,
+    output: Path,
+    layers: tuple[MoENode, ...],
+    lowered: tuple[Lowered, ...],
+    checks: tuple[Check, ...],
+    size: int,
+    seconds: float,
 ) -> OnnxReport:
     def ports(values: list[ir.Value]) -> tuple[Port, ...]:
         return tuple(
@@ -97,4 +115,4 @@ def _report(
 
     names = tuple(layer.name for layer in layers)
     inputs, outputs = ports(list(graph.graph.inputs)), ports(list(graph.graph.outputs))
-    return OnnxReport(str(output), inputs, outputs, len(graph.graph), names, size, checks, seconds)
+    return OnnxReport(str(output), inputs, outputs, len(graph.graph), names, size, checks, seconds, lowered)
