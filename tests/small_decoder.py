@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from moeify.export.onnx.attach import attach_bodies
 from moeify.export.onnx.body import OPSET
+from moeify.export.onnx.lowering.lower import lower
 from moeify.measure.speed.layer_draws import draw_weights
 from moeify.measure.speed.layer_shape import LayerShape
 from moeify.measure.speed.layer_stack import StackGraph, converted
@@ -41,5 +41,5 @@ def small_decoder(path: Path) -> None:
         [ids, mask, places, past], [logits, keys], nodes=op.nodes, initializers=op.weights, opset_imports=imports, name="g"
     )
     model = ir.Model(graph, ir_version=10)
-    attach_bodies(model)
+    lower(model)
     ir.save(model, path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moeify.api.arguments import Data, Example, Factory, Source, dense_model, device_of, example_of, open_batches
 from moeify.errors import UsageError
@@ -61,29 +62,35 @@ def export(
     *,
     to: str = "onnx",
     precision: str = "fp32",
+    lowering: str = "auto",
+    tokens: Sequence[int] = (1, 128),
     factory: Factory | None = None,
     example: Example | None = None,
     force: bool = False,
     allow_pickle: bool = False,
     progress: Progress = no_progress,
 ) -> OnnxReport:
-    """Writes a converted model as an ONNX file that stock ONNX Runtime runs; it is compared with the eager model first.
+    """Writes a converted model as an ONNX file; it is compared with the eager model first.
 
-    precision: fp32, fp16, int8 or int4: how weights are stored (docs/quantisation.md). Raises UsageError for another one and
-    for another format than onnx, InputError, ConversionError and OutputError as their words say.
+    precision: fp32, fp16, int8 or int4: how weights are stored (docs/quantisation.md). lowering: auto, portable, standard,
+    contrib or native: what an MoE layer becomes; tokens: how many a call will have (docs/onnx.md). Raises UsageError for
+    another format than onnx, an unknown precision or lowering, InputError, ConversionError and OutputError as their words say.
     """
     if to != "onnx":
         raise UsageError(f"cannot export to {to!r}: known are onnx, and hf by `export_hf`")
     from moeify.export.atomic import check_target
     from moeify.export.folder import load_folder
     from moeify.export.onnx.exporting import export_onnx
+    from moeify.export.onnx.lowering.choices import check_lowering
     from moeify.export.onnx.precision.choices import check_precision
 
     check_precision(precision)
+    check_lowering(lowering, tuple(tokens))
     check_target(Path(output), force=force)
     found = load_folder(Path(folder), factory=factory, allow_pickle=allow_pickle)
     progress("exporting ONNX", 0, None)
-    return export_onnx(found.model, example_of(found, example), Path(output), force=force, precision=precision)
+    options: dict[str, Any] = {"precision": precision, "lowering": lowering, "tokens": tuple(tokens)}
+    return export_onnx(found.model, example_of(found, example), Path(output), force=force, **options)
 
 
 def export_hf(

@@ -21,6 +21,10 @@ def export(
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The file, or the folder of hf, to write.")],
     to: Annotated[str, typer.Option(metavar="onnx|hf", help="The format to write.")] = "onnx",
     precision: Annotated[str, typer.Option(metavar="fp32|fp16|int8|int4", help="Of onnx: how weights are stored.")] = "fp32",
+    lowering: Annotated[
+        str, typer.Option(metavar="auto|portable|standard|contrib|native", help="What an MoE layer becomes in the file.")
+    ] = "auto",
+    tokens: Annotated[str, typer.Option(metavar="N,N", help="Tokens of the calls that auto chooses for.")] = "1,128",
     lossy: Annotated[bool, typer.Option("--lossy", help="Of hf: leave out what no stock class holds.")] = False,
     factory: Factory = None,
     example: Example = None,
@@ -44,8 +48,16 @@ def export(
         if to == "hf":
             report = api.export_hf(folder, output, lossy=lossy, progress=progress, **given)
         else:
-            report = api.export(folder, output, to=to, precision=precision, progress=progress, **given)
+            options: dict[str, Any] = {"precision": precision, "lowering": lowering, "tokens": _counts(tokens)}
+            report = api.export(folder, output, to=to, progress=progress, **options, **given)
     if json:
         screen.data(report.to_json())
     else:
         screen.line(str(report))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise UsageError(f"--tokens is {text!r}: give whole numbers with commas between, such as 1,128") from None

@@ -60,6 +60,11 @@ def session(
         built = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=off)
     except Exception as error:  # onnxruntime's exceptions have no common class of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "moeify:MoE(-1) is not a registered" in reason:
+            raise InputError(
+                f"{path}: its MoE layers have no bodies, it needs the native library (docs/native.md): register it, or export "
+                "with another lowering"
+            ) from error
         raise InputError(f"{path}: ONNX Runtime cannot load it: {reason}") from error
     if not built.get_outputs():
         raise InputError(f"{path}: holds no graph; export it again")

@@ -1,4 +1,4 @@
-"""Opaque `moeify::MoE` and `moeify::QMoE` nodes => nodes with a name, a settable k and a body."""
+"""The opaque `moeify::MoE` and `moeify::QMoE` nodes of a graph: read, named by their layers, their k made settable."""
 
 from __future__ import annotations
 
@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moeify.errors import ConversionError
-from moeify.export.onnx.body import OPSET, moe_function
-from moeify.export.onnx.body_shape import (
-    DOMAIN,
-    INPUTS,
-    OPERATOR,
-    OPTIONAL,
-    QUANTISED,
-    QUANTISED_INPUTS,
-    VERSION,
-    BodyShape,
-)
+from moeify.export.onnx.body_shape import DOMAIN, INPUTS, OPERATOR, OPTIONAL, QUANTISED, QUANTISED_INPUTS, BodyShape
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -40,6 +30,11 @@ class MoENode:
     def sizes(self) -> tuple[int, ...]:
         """The rows of each routed expert."""
         return tuple(b - a for a, b in zip(self.offsets, self.offsets[1:]))
+
+    @property
+    def size(self) -> int:
+        """The rows of every routed expert where all have as many, else 0."""
+        return self.sizes[0] if len(set(self.sizes)) == 1 else 0
 
 
 def moe_nodes(model: ir.Model) -> list[ir.Node]:
@@ -83,24 +78,19 @@ def read_node(node: ir.Node) -> MoENode:
     )
 
 
-def attach_bodies(model: ir.Model) -> tuple[MoENode, ...]:
-    """Names each node by its layer, makes its k an initializer `<layer>.k`, adds the bodies. Changes the model."""
+def named_nodes(model: ir.Model) -> tuple[tuple[ir.Node, MoENode], ...]:
+    """Names each node by its layer and makes its k an initializer `<layer>.k`. Changes the model."""
     found = []
     for node in moe_nodes(model):
         read = read_node(node)
         node.name = _free(model, read.name)
-        node.overload = read.shape.overload
         inputs = read.shape.inputs
         offsets = node.inputs[inputs.index("offsets")]
         if offsets is not None and offsets.name:
             offsets.name = offsets.name.replace("._offsets", ".offsets")  # the attribute of MoELayer
         if read.k is not None:
             node.replace_input_with(inputs.index("k"), _initializer(model, f"{read.name}.k", read.k))
-        function = moe_function(read.shape, model.graph.opset_imports.get("", OPSET))
-        model.functions.setdefault(function.identifier(), function)
-        found.append(read)
-    if found:
-        model.graph.opset_imports[DOMAIN] = VERSION
+        found.append((node, read))
     return tuple(found)
 
 

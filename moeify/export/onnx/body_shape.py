@@ -64,6 +64,11 @@ class BodyShape:
         return "gate" in self.present
 
     @property
+    def choosing(self) -> bool:
+        """Is there a rule that leaves experts out?"""
+        return bool({"k", "threshold"} & self.present)
+
+    @property
     def operator(self) -> str:
         return QUANTISED if self.bits else OPERATOR
 
@@ -80,7 +85,7 @@ class BodyShape:
 
     @property
     def overload(self) -> str:
-        """The name of the body, for FunctionProto and NodeProto; equal for equal shapes only."""
+        """The name of the plain body, for FunctionProto and NodeProto; equal for equal shapes only."""
         parts = [f"{self.experts}x", self.activation, self.gate_rule]
         parts += ["normalized"] if self.normalize else []
         parts += ["shared"] if self.shared else []

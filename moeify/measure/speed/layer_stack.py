@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moeify.export.onnx.attach import attach_bodies
 from moeify.export.onnx.body import OPSET
 from moeify.export.onnx.body_activations import BODY_ACTIVATIONS
 from moeify.export.onnx.body_shape import DOMAIN, INPUTS, OPERATOR, VERSION
+from moeify.export.onnx.lowering.lower import lower
 from moeify.export.onnx.operations import Operations
 from moeify.measure.speed.layer_draws import LayerWeights
 from moeify.measure.speed.workload import Array
@@ -85,6 +85,6 @@ def save_stack(path: Path, build: Build, layers: Sequence[LayerWeights]) -> Path
     imports = {"": OPSET, DOMAIN: VERSION, "com.microsoft": 1}
     graph = ir.Graph([x], [y], nodes=op.nodes, initializers=op.weights, opset_imports=imports, name="stack")
     model = ir.Model(graph, ir_version=10)
-    attach_bodies(model)
+    lower(model)
     ir.save(model, path, external_data=f"{path.name}.data")
     return path
