@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from moeify.export.onnx.body_activations import BODY_ACTIVATIONS
 from moeify.export.onnx.body_shape import DOMAIN, QUANTISED, QUANTISED_INPUTS
 from moeify.export.onnx.precision.rounding import rounded
-from moeify.measure.speed.layer_draws import LayerWeights
+from moeify.speed.layer_draws import LayerWeights
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from moeify.measure.speed.layer_stack import Build, StackGraph
+    from moeify.speed.layer_stack import Build, StackGraph
 
 Array = NDArray[Any]
 MICROSOFT = "com.microsoft"

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
-from moeify.measure.speed.cell import Cell
-from moeify.measure.speed.layer_shape import LayerShape
-from moeify.measure.speed.layer_subject import stack_subject
-from moeify.measure.speed.machine import measure_roof, this_machine
-from moeify.measure.speed.measuring import measure_cell, sessions
-from moeify.measure.speed.settings import Effort, Settings
+from moeify.speed.cell import Cell
+from moeify.speed.layer_shape import LayerShape
+from moeify.speed.layer_subject import stack_subject
+from moeify.speed.machine import measure_roof, this_machine
+from moeify.speed.measuring import measure_cell, sessions
+from moeify.speed.settings import Effort, Settings
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from moeify.measure.speed.layer_draws import LayerWeights
-    from moeify.measure.speed.layer_stack import Build, StackGraph
+    from moeify.speed.layer_draws import LayerWeights
+    from moeify.speed.layer_stack import Build, StackGraph
 
 RESULTS = Path(__file__).parent / "results-kernel.jsonl"
 

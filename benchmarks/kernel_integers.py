@@ -19,11 +19,11 @@ import onnxruntime
 
 from benchmarks.integer_forms import DENSE, MOE
 from benchmarks.kernel import RESULTS, SHAPES, environment
-from moeify.measure.speed.layer_draws import EvenInputs, draw_weights, layers_beyond
-from moeify.measure.speed.layer_shape import LayerShape
-from moeify.measure.speed.layer_stack import save_stack
-from moeify.measure.speed.machine import last_level_cache
 from moeify.runtime.session import session
+from moeify.speed.layer_draws import EvenInputs, draw_weights, layers_beyond
+from moeify.speed.layer_shape import LayerShape
+from moeify.speed.layer_stack import save_stack
+from moeify.speed.machine import last_level_cache
 
 QUARTER = {name: SHAPES[name] for name in ("768", "768 gated", "2048", "2048 gated")}
 #: A quarter of the weights active, and half of them: in 8 bits the harder case against a dense layer.

@@ -26,11 +26,11 @@ from moeify.export.onnx.body_shape import BodyShape
 from moeify.export.onnx.forms import FINE, Form, Kind
 from moeify.export.onnx.lowering import automatic, portable
 from moeify.export.onnx.lowering.costs import Work, features
-from moeify.measure.speed.layer_draws import EvenInputs, LayerWeights, draw_weights
-from moeify.measure.speed.layer_shape import LayerShape
-from moeify.measure.speed.layer_stack import converted, dense_gemm, save_stack
 from moeify.measure.timing import interleaved
 from moeify.runtime.session import session
+from moeify.speed.layer_draws import EvenInputs, LayerWeights, draw_weights
+from moeify.speed.layer_shape import LayerShape
+from moeify.speed.layer_stack import converted, dense_gemm, save_stack
 
 RESULTS = Path(__file__).parent / "results-lowerings.jsonl"
 LAYERS = 4

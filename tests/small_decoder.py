@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from moeify.export.onnx.body import OPSET
 from moeify.export.onnx.lowering.lower import lower
-from moeify.measure.speed.layer_draws import draw_weights
-from moeify.measure.speed.layer_shape import LayerShape
-from moeify.measure.speed.layer_stack import StackGraph, converted
+from moeify.speed.layer_draws import draw_weights
+from moeify.speed.layer_shape import LayerShape
+from moeify.speed.layer_stack import StackGraph, converted
 
 #: Its tokens.
 VOCABULARY = 40

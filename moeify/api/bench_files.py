@@ -20,11 +20,11 @@ from moeify.export.onnx.report import OnnxReport
 from moeify.frontend.recorded_source import differing, recorded_source
 from moeify.ir.model_graph import Batch
 from moeify.measure.outputs import token_ids, vocabulary_of
-from moeify.measure.speed.eager_work import eager_work
-from moeify.measure.speed.measuring import Form, Subject
-from moeify.measure.speed.settings import Settings
-from moeify.measure.speed.workload import Array, Workload
 from moeify.pipeline.context import Progress
+from moeify.speed.eager_work import eager_work
+from moeify.speed.measuring import Form, Subject
+from moeify.speed.settings import Settings
+from moeify.speed.workload import Array, Workload
 
 #: Tokens of `data` that runs are cut from.
 _TEXT = 1 << 16

@@ -13,9 +13,9 @@ from moeify.errors import UsageError
 from moeify.pipeline.context import Progress, no_progress
 
 if TYPE_CHECKING:
-    from moeify.measure.speed.layer_shape import LayerShape
-    from moeify.measure.speed.settings import Effort, Settings
-    from moeify.measure.speed.speed_report import SpeedReport
+    from moeify.speed.layer_shape import LayerShape
+    from moeify.speed.settings import Effort, Settings
+    from moeify.speed.speed_report import SpeedReport
 
 
 def bench(
@@ -47,8 +47,8 @@ def bench(
     Raises UsageError for bad options, InputError where the dense model is not found or cannot be read, and what `export` does.
     """
     from moeify.api.bench_files import open_pair
-    from moeify.measure.speed.measuring import report
-    from moeify.measure.speed.settings import Effort
+    from moeify.speed.measuring import report
+    from moeify.speed.settings import Effort
 
     settings = _settings(tokens, past, threads, precision, Effort(rounds, seconds), seed)
     with _files(keep) as files:
@@ -80,10 +80,10 @@ def bench_layers(
     shapes: or their texts, `hidden=768,neurons=3072,experts=8,top_k=2,activation=silu,gated=true`. keep: a new folder for the
     ONNX files. Raises UsageError for bad options and shapes.
     """
-    from moeify.measure.speed.layer_shape import LayerShape
-    from moeify.measure.speed.layer_subject import stack_subject
-    from moeify.measure.speed.measuring import report
-    from moeify.measure.speed.settings import Effort
+    from moeify.speed.layer_shape import LayerShape
+    from moeify.speed.layer_subject import stack_subject
+    from moeify.speed.measuring import report
+    from moeify.speed.settings import Effort
 
     settings = _settings(tokens, (), threads, "fp32", Effort(rounds, seconds), seed)
     parsed = [LayerShape.parse(shape) if isinstance(shape, str) else shape for shape in shapes]
@@ -102,7 +102,7 @@ def _settings(
 ) -> Settings:
     """Raises UsageError and MissingExtraError before anything is read."""
     from moeify.export.onnx.packages import check_packages
-    from moeify.measure.speed.settings import Settings
+    from moeify.speed.settings import Settings
 
     settings = Settings(tuple(tokens), tuple(past), tuple(threads), precision, effort, seed)
     check_packages()

@@ -13,7 +13,7 @@ from moeify.cli.working import working
 from moeify.errors import UsageError
 
 if TYPE_CHECKING:
-    from moeify.measure.speed.speed_report import SpeedReport
+    from moeify.speed.speed_report import SpeedReport
 
 
 def bench(
@@ -54,7 +54,7 @@ def bench(
         raise UsageError("bench takes either a converted folder or --shape: give one of them")
     with working(screen) as progress:
         from moeify import api
-        from moeify.measure.speed.plot import check_plot
+        from moeify.speed.plot import check_plot
 
         if plot is not None:
             check_plot(Path(plot))

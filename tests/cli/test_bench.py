@@ -9,7 +9,7 @@ import torch
 
 from cli.command_line import Outcome
 from cli.tiny_models import HIDDEN, NEURONS, TINY
-from moeify.measure.speed.machine import Roof
+from moeify.speed.machine import Roof
 
 Run = Callable[[str], Outcome]
 
@@ -21,8 +21,8 @@ ROW = 2 * HIDDEN
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that need not be measured, and whose caches hold little."""
-    monkeypatch.setattr("moeify.measure.speed.measuring.measure_roof", lambda threads: Roof(threads, 1e10, 1e11))
-    monkeypatch.setattr("moeify.measure.speed.layer_subject.last_level_cache", lambda: 10_000)
+    monkeypatch.setattr("moeify.speed.measuring.measure_roof", lambda threads: Roof(threads, 1e10, 1e11))
+    monkeypatch.setattr("moeify.speed.layer_subject.last_level_cache", lambda: 10_000)
 
 
 @pytest.fixture

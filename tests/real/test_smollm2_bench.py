@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import moeify
 import real_models
 from moeify.layers.budget import moe_layers
-from moeify.measure.speed.workload import Place
+from moeify.speed.workload import Place
 
 pytestmark = pytest.mark.slow
 

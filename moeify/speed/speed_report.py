@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moeify.measure.speed.cell import Cell
-from moeify.measure.speed.machine import Machine, Roof
-from moeify.measure.speed.resident import Resident
 from moeify.measure.timing import Spread
+from moeify.speed.cell import Cell
+from moeify.speed.machine import Machine, Roof
+from moeify.speed.resident import Resident
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class SpeedReport:
 
         Raises UsageError for another suffix, MissingExtraError without matplotlib.
         """
-        from moeify.measure.speed.plot import plot
+        from moeify.speed.plot import plot
 
         return plot(self, path)
 

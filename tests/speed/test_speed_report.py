@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from moeify.errors import MissingExtraError, UsageError
-from moeify.measure.speed.cell import Cell
-from moeify.measure.speed.machine import Machine, Roof, best, last_level_cache, measure_roof
-from moeify.measure.speed.measuring import Form, Subject, cell_of
-from moeify.measure.speed.resident import Resident
-from moeify.measure.speed.settings import Effort, Settings
-from moeify.measure.speed.speed_report import SpeedReport
-from moeify.measure.speed.work import Work
-from moeify.measure.speed.workload import Place, Workload
 from moeify.measure.timing import Spread, Timing
+from moeify.speed.cell import Cell
+from moeify.speed.machine import Machine, Roof, best, last_level_cache, measure_roof
+from moeify.speed.measuring import Form, Subject, cell_of
+from moeify.speed.resident import Resident
+from moeify.speed.settings import Effort, Settings
+from moeify.speed.speed_report import SpeedReport
+from moeify.speed.work import Work
+from moeify.speed.workload import Place, Workload
 
 ROOF = Roof(threads=1, bandwidth=1e6, rate=1e7)
 FORMS = {"dense a": Form(Path("a"), dense=True), "dense b": Form(Path("b"), dense=True), "converted": Form(Path("c"))}
@@ -137,7 +137,7 @@ def test_the_best_round_counts() -> None:
 
 def test_the_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert last_level_cache() >= 2**18
-    monkeypatch.setattr("moeify.measure.speed.machine.last_level_cache", lambda: 2**20)
+    monkeypatch.setattr("moeify.speed.machine.last_level_cache", lambda: 2**20)
     roof = measure_roof(threads=1, rounds=2)
     assert 1e8 < roof.bandwidth < 1e13
     assert 1e8 < roof.rate < 1e13

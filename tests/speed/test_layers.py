@@ -10,13 +10,13 @@ import pytest
 
 from moe_reference import moe
 from moeify.errors import UsageError
-from moeify.measure.speed.layer_draws import EvenInputs, draw_weights, layers_beyond
-from moeify.measure.speed.layer_shape import LayerShape
-from moeify.measure.speed.layer_stack import converted, dense_gemm, dense_matmul, save_stack
-from moeify.measure.speed.layer_subject import stack_subject
-from moeify.measure.speed.measuring import sessions
-from moeify.measure.speed.workload import Place
 from moeify.runtime.session import session
+from moeify.speed.layer_draws import EvenInputs, draw_weights, layers_beyond
+from moeify.speed.layer_shape import LayerShape
+from moeify.speed.layer_stack import converted, dense_gemm, dense_matmul, save_stack
+from moeify.speed.layer_subject import stack_subject
+from moeify.speed.measuring import sessions
+from moeify.speed.workload import Place
 
 TEXT = "hidden=32,neurons=48,experts=8,top_k=2,activation=silu,gated=true"
 SHAPE = LayerShape(32, 48, 8, 2, "silu", gated=True)
@@ -88,7 +88,7 @@ def test_files_compute_what_they_say(shape: LayerShape, native: bool, tmp_path: 
 
 
 def test_work_is_that_of_all_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moeify.measure.speed.layer_subject.last_level_cache", lambda: 10_000)
+    monkeypatch.setattr("moeify.speed.layer_subject.last_level_cache", lambda: 10_000)
     subject = stack_subject(SHAPE, tmp_path / "stack", 0, (1, 64))
     assert subject.layers == 3
     assert set(sessions(subject, 1)) == {"dense MatMul", "dense Gemm", "converted"}

@@ -12,9 +12,9 @@ from moeify.errors import UsageError
 from moeify.export.onnx.model_interface import model_interface
 from moeify.ir.moe_config import MoEConfig, RouterConfig
 from moeify.layers.budget import moe_layers, set_top_k
-from moeify.measure.speed.eager_work import eager_work
-from moeify.measure.speed.work import Work, dense_work, layer_work, metered_work
-from moeify.measure.speed.workload import Place, Workload
+from moeify.speed.eager_work import eager_work
+from moeify.speed.work import Work, dense_work, layer_work, metered_work
+from moeify.speed.workload import Place, Workload
 
 CONFIG = MoEConfig(
     hidden=8, output=6, activation="silu", gated=True, offsets=(4, 8, 12, 20), router=RouterConfig("linear"), top_k=1, rank=2,

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from moeify.measure.speed.layer_draws import EvenInputs, draw_weights, layers_beyond
-from moeify.measure.speed.layer_shape import LayerShape
-from moeify.measure.speed.layer_stack import converted, dense_gemm, dense_matmul, save_stack
-from moeify.measure.speed.machine import last_level_cache
-from moeify.measure.speed.measuring import Form, Subject
-from moeify.measure.speed.work import Work, dense_work, layer_work
-from moeify.measure.speed.workload import Place
+from moeify.speed.layer_draws import EvenInputs, draw_weights, layers_beyond
+from moeify.speed.layer_shape import LayerShape
+from moeify.speed.layer_stack import converted, dense_gemm, dense_matmul, save_stack
+from moeify.speed.machine import last_level_cache
+from moeify.speed.measuring import Form, Subject
+from moeify.speed.work import Work, dense_work, layer_work
+from moeify.speed.workload import Place
 
 if TYPE_CHECKING:
-    from moeify.measure.speed.layer_stack import Build
+    from moeify.speed.layer_stack import Build
 
 #: ONNX Runtime is not always faster with the same one.
 DENSE: Mapping[str, Build] = {"dense MatMul": dense_matmul, "dense Gemm": dense_gemm}

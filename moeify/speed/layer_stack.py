@@ -13,8 +13,8 @@ from moeify.export.onnx.body_activations import BODY_ACTIVATIONS
 from moeify.export.onnx.body_shape import DOMAIN, INPUTS, OPERATOR, VERSION
 from moeify.export.onnx.lowering.lower import lower
 from moeify.export.onnx.operations import Operations
-from moeify.measure.speed.layer_draws import LayerWeights
-from moeify.measure.speed.workload import Array
+from moeify.speed.layer_draws import LayerWeights
+from moeify.speed.workload import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moeify.measure.speed.machine import Roof
-from moeify.measure.speed.work import Work
-from moeify.measure.speed.workload import Place
 from moeify.measure.timing import Spread, Timing
+from moeify.speed.machine import Roof
+from moeify.speed.work import Work
+from moeify.speed.workload import Place
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a file takes of memory, in a process of its own.
 
-`python -m moeify.measure.speed.resident OPTIONS` takes options as JSON and the inputs of a run as .npz on standard input, and
+`python -m moeify.speed.resident OPTIONS` takes options as JSON and the inputs of a run as .npz on standard input, and
 prints two numbers of bytes.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from moeify.errors import InputError
-from moeify.measure.speed.workload import Array, Place, caller
 from moeify.runtime.session import session
+from moeify.speed.workload import Array, Place, caller
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from moeify.measure.speed.work import Work
 from moeify.runtime.session import session
+from moeify.speed.work import Work
 
 #: Where no cache is told of.
 _USUAL_CACHE = 32 * 2**20

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeify.measure.speed.layer_shape import LayerShape
-from moeify.measure.speed.workload import Array
+from moeify.speed.layer_shape import LayerShape
+from moeify.speed.workload import Array
 
 #: Dense weights of a stack, in last-level caches.
 CACHES = 4

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moeify.errors import UsageError
-from moeify.measure.speed.machine import cores
-from moeify.measure.speed.workload import Place
+from moeify.speed.machine import cores
+from moeify.speed.workload import Place
 
 
 @dataclass(frozen=True)

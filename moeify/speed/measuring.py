@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moeify.measure.speed.cell import Cell, Measured
-from moeify.measure.speed.machine import Roof, measure_roof, this_machine
-from moeify.measure.speed.resident import Resident, measure_resident
-from moeify.measure.speed.settings import PRECISIONS, Settings
-from moeify.measure.speed.speed_report import SpeedReport
-from moeify.measure.speed.work import Work
-from moeify.measure.speed.workload import Inputs, Place, caller
 from moeify.measure.timing import Timing, interleaved
 from moeify.runtime.native import wanted
 from moeify.runtime.session import session
+from moeify.speed.cell import Cell, Measured
+from moeify.speed.machine import Roof, measure_roof, this_machine
+from moeify.speed.resident import Resident, measure_resident
+from moeify.speed.settings import PRECISIONS, Settings
+from moeify.speed.speed_report import SpeedReport
+from moeify.speed.work import Work
+from moeify.speed.workload import Inputs, Place, caller
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from moeify.errors import InputError, UsageError
-from moeify.measure.speed.machine import Roof
-from moeify.measure.speed.measuring import Form, Subject, measure_cell, resident, sessions
-from moeify.measure.speed.settings import Effort, Settings
-from moeify.measure.speed.work import Work
-from moeify.measure.speed.workload import Array, Place, Workload, caller
 from moeify.runtime.decoder import Decoder
 from moeify.runtime.session import session
+from moeify.speed.machine import Roof
+from moeify.speed.measuring import Form, Subject, measure_cell, resident, sessions
+from moeify.speed.settings import Effort, Settings
+from moeify.speed.work import Work
+from moeify.speed.workload import Array, Place, Workload, caller
 from small_decoder import VOCABULARY, small_decoder
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moeify.errors import MissingExtraError, OutputError, UsageError
-from moeify.measure.speed.cell import Cell
+from moeify.speed.cell import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from moeify.measure.speed.speed_report import SpeedReport
+    from moeify.speed.speed_report import SpeedReport
 
 SUFFIXES = (".png", ".svg")
 

@@ -12,8 +12,8 @@ from torch import nn
 from moeify.errors import UsageError
 from moeify.export.onnx.interface import Interface
 from moeify.measure.outputs import evaluating
-from moeify.measure.speed.work import Work, metered_work
-from moeify.measure.speed.workload import Feeds, Place, Workload
+from moeify.speed.work import Work, metered_work
+from moeify.speed.workload import Feeds, Place, Workload
 
 
 @dataclass(frozen=True)
