@@ -90,9 +90,7 @@ def open_pair(
 
 
 def _export(model: nn.Module, example: Batch, path: Path, precision: str) -> OnnxReport:
-    """The one place where a precision becomes a file; `Settings` admits those that there are."""
-    assert precision == "fp32", precision
-    return export_onnx(model, example, path)
+    return export_onnx(model, example, path, precision=precision)
 
 
 def _dense_source(folder: Path, manifest: Manifest, dense: Source | None) -> tuple[Source, str | None]:

@@ -32,7 +32,9 @@ def bench(
     tokens: Annotated[str, typer.Option(metavar="N,N", help="Tokens of a run (rows, without a sequence).")] = "1,16,128,512",
     past: Annotated[str, typer.Option(metavar="N,N", help="Tokens in a decoder's cache before a step of one token.")] = "128",
     threads: Annotated[str, typer.Option(metavar="N,N", help="Threads of ONNX Runtime.")] = "1",
-    precision: Annotated[str | None, typer.Option(metavar="fp32", help="Precision of the weights of both.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="fp32|fp16|int8|int4", help="Precision of the weights of both.")
+    ] = None,
     data: Annotated[
         str | None, typer.Option(metavar="FILE|PKG.MOD:CALLABLE", help="Text to read, in place of random tokens.")
     ] = None,

@@ -23,8 +23,8 @@ class Effort:
             raise UsageError(f"rounds is {self.rounds} and seconds {self.seconds}: choose at least 1 round and more than 0 s")
 
 
-#: Bytes of a weight.
-PRECISIONS: Mapping[str, float] = {"fp32": 4.0}
+#: Bytes of a weight as it is computed with, scales included: halves become floats when a file is loaded (docs/quantisation.md).
+PRECISIONS: Mapping[str, float] = {"fp32": 4.0, "fp16": 4.0, "int8": 1.0, "int4": 0.625}
 
 
 @dataclass(frozen=True)

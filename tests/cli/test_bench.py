@@ -89,7 +89,7 @@ def test_layers_of_a_shape_are_timed(moeify: Run) -> None:
     [
         ("bench", "bench takes either a converted folder or --shape: give one of them"),
         ("bench out --shape hidden=1", "bench takes either a converted folder or --shape: give one of them"),
-        ("bench out --precision fp7", "precision is 'fp7': files are exported in fp32; choose that"),
+        ("bench out --precision fp7", "precision is 'fp7': files are exported in fp32, fp16, int8, int4; choose that"),
         ("bench out --tokens 1,x", "--tokens is '1,x': give whole numbers with commas between them"),
         ("bench out --plot p.pdf", "p.pdf: plots are written as .png or .svg; give such a name"),
         (

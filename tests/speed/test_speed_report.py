@@ -113,7 +113,7 @@ def test_plots_that_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ({"tokens": (0,)}, "tokens is (0,): choose numbers from 1"),
         ({"tokens": ()}, "tokens and threads: choose at least one number of each"),
         ({"threads": (4096,)}, "threads is 4096: choose from 1 to"),
-        ({"precision": "int3"}, "precision is 'int3': files are exported in fp32"),
+        ({"precision": "int3"}, "precision is 'int3': files are exported in fp32, fp16, int8, int4"),
     ],
 )
 def test_settings_that_cannot_be(options: dict[str, tuple[int, ...]], message: str) -> None:
