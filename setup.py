@@ -16,11 +16,17 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError, CompileError
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-SOURCES = ("choice", "compute", "dispatch", "inputs", "operator", "plan", "register", "kernels_plain")
+SOURCES = (
+    "choice", "compute", "dispatch", "inputs", "operator", "plan", "register", "restored", "kernels_plain", "integers_plain",
+)  # fmt: skip
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c")
 #: Sources that exist for one instruction set, and how they are compiled: the rest of the library runs on any machine.
 INSTRUCTION_SETS = {
-    "kernels_avx2": ("-mavx2", "-mfma", "-mf16c"),
-    "kernels_avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+    "kernels_avx2": _AVX2,
+    "integers_avx2": _AVX2,
+    "kernels_avx512": _AVX512,
+    "integers_vnni": (*_AVX512, "-mavx512vnni"),
 }
 # Sums are made in the order that the source says: no contraction but where it says fma, no -ffast-math.
 FLAGS = ("-std=c++17", "-O3", "-g0", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-fvisibility-inlines-hidden")

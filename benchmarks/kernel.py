@@ -1,4 +1,4 @@
-"""The native kernel against dense ONNX Runtime and com.microsoft::MoE: stacked float32 layers, one thread, process CPU time.
+"""The native kernel against dense ONNX Runtime and com.microsoft::MoE: what `moeify bench --shape` measures, and one form more.
 
 python -m benchmarks.kernel [--shapes 'NAME;NAME'] [--tokens 1,16,128,512] [--rounds 90] [--write]
 """
@@ -7,88 +7,90 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
 
-from benchmarks.stacks import Build, Shape, contrib, dense_gemm, dense_matmul, draw, inputs, native, save
-from moeify.runtime.session import session
+from moeify.speed.cell import Cell
+from moeify.speed.layer_shape import LayerShape
+from moeify.speed.layer_subject import stack_subject
+from moeify.speed.machine import measure_roof, this_machine
+from moeify.speed.measuring import measure_cell, sessions
+from moeify.speed.settings import Effort, Settings
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from moeify.speed.layer_draws import LayerWeights
+    from moeify.speed.layer_stack import Build, StackGraph
 
 RESULTS = Path(__file__).parent / "results-kernel.jsonl"
-#: Dense weights of a stack: 4 times a last-level cache of 32 MB, so that no run finds them in it.
-STACK_BYTES = 4 * 32 * 2**20
 
-SHAPES: Mapping[str, Shape] = {
-    "768": Shape(768, 3072, 8, 2),
-    "768 gated": Shape(768, 3072, 8, 2, gated=True),
-    "2048": Shape(2048, 8192, 8, 2),
-    "2048 gated": Shape(2048, 8192, 8, 2, gated=True),
-    "64 experts": Shape(768, 3072, 64, 16),
-    "fine, 48 of 16": Shape(576, 1536, 48, 12, shared=768, rank=16, threshold=True),
-    "fine, 96 of 8": Shape(576, 1536, 96, 24, shared=768, rank=16, threshold=True),
-    "fine, 96 of 16": Shape(576, 3072, 96, 24, shared=1536, rank=16, threshold=True),
+SHAPES: Mapping[str, LayerShape] = {
+    "768": LayerShape(768, 3072, 8, 2),
+    "768 gated": LayerShape(768, 3072, 8, 2, "silu", gated=True),
+    "2048": LayerShape(2048, 8192, 8, 2),
+    "2048 gated": LayerShape(2048, 8192, 8, 2, "silu", gated=True),
+    "64 experts": LayerShape(768, 3072, 64, 16),
+    "fine, 48 of 16": LayerShape(576, 1536, 48, 12, shared=768, rank=16, threshold=True),
+    "fine, 96 of 8": LayerShape(576, 1536, 96, 24, shared=768, rank=16, threshold=True),
+    "fine, 96 of 16": LayerShape(576, 3072, 96, 24, shared=1536, rank=16, threshold=True),
 }
-DENSE: Mapping[str, Build] = {"dense MatMul": dense_matmul, "dense Gemm": dense_gemm}
 
 
-def measure(name: str, tokens: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
-    """A row for each number of tokens: median and quartiles of ms a layer of every form."""
-    shape, rng = SHAPES[name], np.random.default_rng(0)
-    layers = [draw(shape, rng) for _ in range(max(2, -(-STACK_BYTES // shape.dense_bytes)))]
-    forms: dict[str, Build] = {**DENSE, "native": native}
-    if not (shape.shared or shape.rank or shape.threshold):
-        forms["com.microsoft::MoE"] = contrib
+def contrib(op: StackGraph, x: ir.Value, w: LayerWeights) -> ir.Value:
+    """com.microsoft::MoE; swiglu wants the rows of gate and up interleaved."""
+    s = w.shape
+    into = np.stack([w.gate, w.up], axis=1).reshape(-1, s.hidden) if s.gated else w.up
+    first = into.reshape(s.experts, -1, s.hidden)
+    second = w.down.reshape(s.experts, -1, s.hidden).transpose(0, 2, 1)
+    scores = op("MatMul", x, op.weight(w.router))
+    kind = {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
+    kind = kind if s.gated else {"activation_type": "relu"}
+    operands = [x, scores, op.weight(first), None, op.weight(second)]
+    return op("MoE", *operands, domain="com.microsoft", k=s.top_k, normalize_routing_weights=1, **kind)
+
+
+def measure(shape: LayerShape, settings: Settings) -> Iterator[Cell]:
+    """A cell for each number of tokens; "converted" is the native kernel."""
+    others: dict[str, Build] = {} if shape.shared or shape.rank or shape.threshold else {"com.microsoft::MoE": contrib}
+    roof = measure_roof(threads=1)
     with tempfile.TemporaryDirectory() as folder:
-        paths = {form: save(Path(folder) / f"{i}.onnx", build, layers) for i, (form, build) in enumerate(forms.items())}
-        sessions = {form: session(path, threads=1, native=form == "native") for form, path in paths.items()}
-        return [row(name, shape, count, interleaved(sessions, shape, count, rounds, len(layers))) for count in tokens]
+        subject = stack_subject(shape, Path(folder) / "stacks", settings.seed, settings.tokens, others)
+        files = sessions(subject, threads=1)
+        for place in subject.places:
+            yield measure_cell(subject, files, place, roof, settings)
 
 
-def interleaved(
-    sessions: Mapping[str, onnxruntime.InferenceSession], shape: Shape, tokens: int, rounds: int, layers: int
-) -> dict[str, list[float]]:
-    """Form -> ms of process CPU time a layer, for each round; every form sees the same fresh input."""
-    rng = np.random.default_rng(tokens)
-    times: dict[str, list[float]] = {form: [] for form in sessions}
-    for number in range(rounds + 2):
-        x = inputs(shape, tokens, rng)
-        for form, built in sessions.items():
-            start = time.process_time()
-            built.run(None, {"x": x})
-            if number >= 2:
-                times[form].append((time.process_time() - start) / layers * 1e3)
-    return times
+def row(name: str, shape: LayerShape, cell: Cell) -> dict[str, Any]:
+    """Process CPU time, as other programs share the machine."""
 
+    def shown(form: str) -> str:
+        return "native" if form == "converted" else form
 
-def row(name: str, shape: Shape, tokens: int, times: Mapping[str, list[float]]) -> dict[str, Any]:
-    medians = {form: float(np.median(values)) for form, values in times.items()}
-    dense = min(medians[form] for form in DENSE)
     return {
         "benchmark": "kernel",
         "shape": name,
-        "tokens": tokens,
+        "tokens": cell.place.tokens,
         "ms a layer": {
-            form: [round(float(q), 4) for q in np.quantile(values, (0.25, 0.5, 0.75))] for form, values in times.items()
+            shown(form): [round(1e3 * t, 4) for t in (found.cpu.lower, found.cpu.median, found.cpu.upper)]
+            for form, found in cell.forms.items()
         },
-        "dense / form": {form: round(dense / value, 2) for form, value in medians.items() if form not in DENSE},
+        "dense / form": {shown(form): round(cell.cpu_speedup(form), 2) for form in cell.converted},
         "ideal": round(1 / shape.active, 2),
-        "rounds": len(times["native"]),
+        "rounds": cell.rounds,
     }
 
 
 def environment() -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return {"onnxruntime": onnxruntime.__version__, "machine": model, "cores": os.cpu_count(), "commit": commit}
+    machine = this_machine()
+    return {"onnxruntime": onnxruntime.__version__, "machine": machine.name, "cores": machine.cores, "commit": commit}
 
 
 def main() -> None:
@@ -99,9 +101,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     tokens = tuple(int(count) for count in options.tokens.split(","))
+    settings = Settings(tokens, effort=Effort(options.rounds, seconds=600))
     for name in options.shapes.split(";"):
-        for found in measure(name, tokens, options.rounds):
-            line = json.dumps(found | environment())
+        for cell in measure(SHAPES[name], settings):
+            line = json.dumps(row(name, SHAPES[name], cell) | environment())
             print(line, flush=True)
             if options.write:
                 with RESULTS.open("a") as file:

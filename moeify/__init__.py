@@ -16,14 +16,18 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "auxiliary_loss": "moeify.training.settings",
+    "bench": "moeify.api",
+    "bench_layers": "moeify.api",
     "convert": "moeify.api",
     "evaluate": "moeify.api",
+    "export_hf": "moeify.api",
     "inspect": "moeify.api",
     "load": "moeify.api",
     "open_model": "moeify.api",
     "prune_experts": "moeify.api",
     "resave": "moeify.api",
     "save": "moeify.api",
+    "sweep": "moeify.api",
     "to_dense": "moeify.api",
     "Alignment": "moeify.training.align",
     "EachLayer": "moeify.pipeline.each_layer",
@@ -50,8 +54,11 @@ __all__ = [
     "__version__",
     "add_expert",
     "auxiliary_loss",
+    "bench",
+    "bench_layers",
     "convert",
     "evaluate",
+    "export_hf",
     "inspect",
     "load",
     "moe_layers",
@@ -66,11 +73,26 @@ __all__ = [
     "set_threshold",
     "set_top_k",
     "set_training",
+    "sweep",
     "to_dense",
 ]
 
 if TYPE_CHECKING:
-    from moeify.api import convert, evaluate, inspect, load, open_model, prune_experts, resave, save, to_dense
+    from moeify.api import (
+        bench,
+        bench_layers,
+        convert,
+        evaluate,
+        export_hf,
+        inspect,
+        load,
+        open_model,
+        prune_experts,
+        resave,
+        save,
+        sweep,
+        to_dense,
+    )
     from moeify.errors import MoeifyError
     from moeify.layers.budget import moe_layers, set_threshold, set_top_k
     from moeify.layers.inference import set_inference, set_smear

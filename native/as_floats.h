@@ -16,7 +16,7 @@ inline std::int64_t elements(const std::vector<std::int64_t>& shape) {
   return count;
 }
 
-inline constexpr Input kAsFloat[] = {kX, kScores, kUpBias, kGateBias, kOutputBias, kSelectionBias};
+inline constexpr Input kAsFloat[] = {kX, kScores, kUpBias, kGateBias, kOutputBias, kSelectionBias, kUpScale, kGateScale, kDownScale};
 
 // found[i]: the values of input i, in place where they are aligned float32, else in `floats`.
 inline void as_floats(const Inputs& inputs, Stored stored, std::vector<float>& floats, const float* (&found)[kInputs]) {

@@ -28,10 +28,24 @@ const Kernels& select() {
   return kPlain;
 }
 
+const Integers& select_integers() {
+#if defined(MOEIFY_X86)
+  const Kernels& floats = best_kernels();
+  if (&floats == &kAvx512 && __builtin_cpu_supports("avx512vnni")) return kIntegersVnni;
+  if (&floats != &kPlain) return kIntegersAvx2;
+#endif
+  return kIntegersPlain;
+}
+
 }  // namespace
 
 const Kernels& best_kernels() {
   static const Kernels& best = select();
+  return best;
+}
+
+const Integers& best_integers() {
+  static const Integers& best = select_integers();
   return best;
 }
 

@@ -11,15 +11,22 @@
 
 namespace moeify {
 
-// The inputs of moeify::MoE in their order (docs/moe-layer.md).
+// The inputs of moeify::MoE in their order (docs/moe-layer.md), then those that moeify::QMoE has beside them.
 enum Input {
   kX, kScores, kUp, kDown, kOffsets, kK, kThreshold, kGate, kUpBias, kGateBias, kSelectionBias, kOutputBias, kIdle,
-  kLowRankIn, kLowRankOut, kInputs
+  kLowRankIn, kLowRankOut, kUpScale, kGateScale, kDownScale, kInputs
 };
-inline constexpr int kRequiredInputs = 5;
 extern const char* const kInputNames[kInputs];
 
-// One line that says which input is wrong, and how.
+// What a node of an operator has at which place; the first `required` ones are.
+struct Signature {
+  const char* name;
+  const Input* order;
+  int count, required;
+};
+extern const Signature kMoE, kQMoE;
+
+// One line that says which input is wrong, and how; the name of the operator goes before it.
 struct InputError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

@@ -6,6 +6,7 @@
 
 #include "activations.h"
 #include "tiles.h"
+#include "parts.h"
 #include "accumulate.h"
 #include "project.h"
 

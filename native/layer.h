@@ -9,8 +9,11 @@ namespace moeify {
 // How the weights of a layer are stored. Everything is computed in float32.
 enum class Stored { float32, float16, bfloat16 };
 
-// Bytes of one weight.
-inline std::size_t width_of(Stored stored) { return stored == Stored::float32 ? 4 : 2; }
+// Bits of one weight.
+inline int bits_of(Stored stored) { return stored == Stored::float32 ? 32 : 16; }
+
+// Weights that share a scale where they have 4 bits; where they have 8 it is a row.
+constexpr std::int64_t kBlock = 32;
 
 enum class GateRule { one, softmax, sigmoid };
 
@@ -21,9 +24,14 @@ struct Attributes {
   Activation activation;
   GateRule gate_rule;
   bool normalize;
+  int bits;  // of the weights of QMoE: 8 or 4; 0 for MoE
 };
 
+// The longest sum of products of two bytes that an int32 holds.
+constexpr std::int64_t kLongestSum = 131072;
+
 // Matrices are row-major and tight; `stored` weights are void* at any address. Absent inputs are null. Nothing is owned.
+// With `bits`, up, gate and down are integers, the others float32.
 struct Layer {
   Attributes attributes;
   Stored stored;
@@ -36,6 +44,9 @@ struct Layer {
   const void* idle;     // [experts, output]
   const void* low_rank_in;   // [rank, hidden]
   const void* low_rank_out;  // [rank, output]
+  const float* up_scale;        // [rows, blocks], with `bits`; a block is the row (8 bits) or kBlock columns (4 bits)
+  const float* gate_scale;
+  const float* down_scale;
   const float* up_bias;         // [rows]
   const float* gate_bias;       // [rows]
   const float* selection_bias;  // [experts]

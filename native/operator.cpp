@@ -28,10 +28,10 @@ bool attribute(ort::Table api, const ort::KernelInfo* info, const char* name, st
 
 Activation activation_of(ort::Table api, const ort::KernelInfo* info) {
   std::string name;
-  if (!attribute(api, info, "activation", name)) throw InputError("moeify::MoE: the attribute activation is missing");
+  if (!attribute(api, info, "activation", name)) throw InputError("the attribute activation is missing");
   for (int i = 0; i < kActivationCount; ++i)
     if (name == kActivations[i]) return i;
-  throw InputError("moeify::MoE: activation is '" + name + "', which this library does not know");
+  throw InputError("activation is '" + name + "', which this library does not know");
 }
 
 GateRule gate_rule_of(ort::Table api, const ort::KernelInfo* info) {
@@ -40,7 +40,7 @@ GateRule gate_rule_of(ort::Table api, const ort::KernelInfo* info) {
   if (name == "one") return GateRule::one;
   if (name == "softmax") return GateRule::softmax;
   if (name == "sigmoid") return GateRule::sigmoid;
-  throw InputError("moeify::MoE: gate_rule is '" + name + "': it is one, softmax or sigmoid");
+  throw InputError("gate_rule is '" + name + "': it is one, softmax or sigmoid");
 }
 
 bool normalize_of(ort::Table api, const ort::KernelInfo* info) {
@@ -49,8 +49,15 @@ bool normalize_of(ort::Table api, const ort::KernelInfo* info) {
     ort::ReleaseStatus(api, absent);
     return false;
   }
-  if (value != 0 && value != 1) throw InputError("moeify::MoE: normalize is " + std::to_string(value) + ": it is 0 or 1");
+  if (value != 0 && value != 1) throw InputError("normalize is " + std::to_string(value) + ": it is 0 or 1");
   return value == 1;
+}
+
+int bits_of(ort::Table api, const ort::KernelInfo* info) {
+  std::int64_t value = 0;
+  if (ort::Status* absent = ort::KernelInfoGetAttribute_int64(api, info, "bits", &value)) ort::ReleaseStatus(api, absent);
+  if (value != 8 && value != 4) throw InputError("bits is " + std::to_string(value) + ": it is 8 or 4");
+  return static_cast<int>(value);
 }
 
 Tensor tensor_of(ort::Table api, const ort::Value* value) {
@@ -82,17 +89,21 @@ void narrow_all(const float* from, std::int64_t count, Stored stored, void* to) 
 
 }  // namespace
 
-Operator::Operator(ort::Table api, const ort::KernelInfo* info, Stored stored)
-    : api_(api), stored_(stored), attributes_{activation_of(api, info), gate_rule_of(api, info), normalize_of(api, info)} {}
+Operator::Operator(ort::Table api, const ort::KernelInfo* info, const Signature& signature, Stored stored)
+    : api_(api),
+      signature_(signature),
+      stored_(stored),
+      attributes_{activation_of(api, info), gate_rule_of(api, info), normalize_of(api, info),
+                  &signature == &kQMoE ? bits_of(api, info) : 0} {}
 
 Inputs Operator::read(const ort::KernelContext* context) const {
   Inputs inputs;
   std::size_t count = 0;
   check(ort::KernelContext_GetInputCount(api_, context, &count));
-  for (std::size_t i = 0; i < std::min<std::size_t>(count, kInputs); ++i) {
+  for (std::size_t i = 0; i < std::min(count, static_cast<std::size_t>(signature_.count)); ++i) {
     const ort::Value* value = nullptr;
     check(ort::KernelContext_GetInput(api_, context, i, &value));
-    inputs.tensors[i] = tensor_of(api_, value);
+    inputs.tensors[signature_.order[i]] = tensor_of(api_, value);
   }
   return inputs;
 }
@@ -127,7 +138,7 @@ void Operator::run(ort::KernelContext* context) {
     ort::Table api;
     const ort::KernelContext* kernel;
   } pool{api_, context};
-  compute(layer, best_kernels(),
+  compute(layer, best_kernels(), best_integers(),
           {&pool,
            [](void* self, void (*task)(void*, std::size_t), std::size_t count, void* task_data) {
              const auto& c = *static_cast<Context*>(self);

@@ -1,4 +1,4 @@
-// A node of moeify::MoE: made once for its attributes, run by any number of threads at once.
+// A node of moeify::MoE or QMoE: made once for its attributes, run by any number of threads at once.
 #pragma once
 
 #include <atomic>
@@ -27,7 +27,7 @@ struct Storage {
 class Operator {
  public:
   // Raises InputError for attributes that are not in the tables.
-  Operator(ort::Table api, const ort::KernelInfo* info, Stored stored);
+  Operator(ort::Table api, const ort::KernelInfo* info, const Signature& signature, Stored stored);
 
   // Raises InputError for inputs that do not fit together.
   void run(ort::KernelContext* context);
@@ -38,6 +38,7 @@ class Operator {
   void give_back(std::unique_ptr<Storage> storage);
 
   const ort::Table api_;
+  const Signature& signature_;
   const Stored stored_;
   Attributes attributes_;
   std::atomic<int> threads_{1};

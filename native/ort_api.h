@@ -30,7 +30,7 @@ struct ShapeInfo;
 struct InferContext;
 
 enum ErrorCode { kFail = 1, kInvalidArgument = 2, kRuntimeException = 6 };
-enum ElementType { kUndefined = 0, kFloat = 1, kInt64 = 7, kFloat16 = 10, kBFloat16 = 16 };
+enum ElementType { kUndefined = 0, kFloat = 1, kUint8 = 2, kInt64 = 7, kFloat16 = 10, kBFloat16 = 16 };
 enum Characteristic { kRequired = 0, kOptional = 1 };
 
 using Table = void* const*;

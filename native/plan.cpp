@@ -13,9 +13,16 @@ std::int64_t clamp(std::int64_t value, std::int64_t low, std::int64_t high) { re
 
 void add_rows(const Layer& layer, std::int64_t from, std::int64_t to, Group group, std::vector<Group>& groups) {
   if (from == to || group.count == 0) return;
-  group.up = row_of(layer, layer.up, from, layer.hidden);
-  group.gate = row_of(layer, layer.gate, from, layer.hidden);
-  group.down = row_of(layer, layer.down, from, layer.output);
+  group.bits = layer.attributes.bits ? layer.attributes.bits : bits_of(layer.stored);
+  const auto scales = [=](const float* scale, std::int64_t columns) {
+    return scale ? scale + from * (group.bits == 4 ? columns / kBlock : 1) : nullptr;
+  };
+  group.up = row_of(group.bits, layer.up, from, layer.hidden);
+  group.gate = row_of(group.bits, layer.gate, from, layer.hidden);
+  group.down = row_of(group.bits, layer.down, from, layer.output);
+  group.up_scale = scales(layer.up_scale, layer.hidden);
+  group.gate_scale = scales(layer.gate_scale, layer.hidden);
+  group.down_scale = scales(layer.down_scale, layer.output);
   group.up_bias = layer.up_bias ? layer.up_bias + from : nullptr;
   group.gate_bias = layer.gate_bias ? layer.gate_bias + from : nullptr;
   group.activation = layer.attributes.activation;
@@ -39,6 +46,7 @@ void list_groups(const Layer& layer, std::int64_t count, Scratch& scratch) {
     add_rows(layer, layer.offsets[e], layer.offsets[e + 1], some, scratch.groups);
   }
   all.activation = kIdentity;
+  all.bits = bits_of(layer.stored);
   if (layer.rank && count) {
     Group term = all;
     term.up = layer.low_rank_in;
@@ -70,11 +78,11 @@ void place_hidden(Scratch& scratch) {
 }
 
 void list_tasks(const Layer& layer, Scratch& scratch) {
-  const std::int64_t rows = rows_at_once(layer, layer.hidden);
   scratch.tasks.clear();
   for (std::size_t g = 0; g < scratch.groups.size(); ++g) {
     const Group& group = scratch.groups[g];
     if (!group.up) continue;
+    const std::int64_t rows = rows_at_once(group.bits, layer.hidden);
     each_block(group.count, layer.hidden, [&](std::int64_t first, std::int64_t count) {
       for (std::int64_t row = 0; row < group.rows; row += rows)
         scratch.tasks.push_back({static_cast<std::int32_t>(g), row, std::min(rows, group.rows - row), first, count});
@@ -82,11 +90,37 @@ void list_tasks(const Layer& layer, Scratch& scratch) {
   }
 }
 
+// Room for x and h as bytes; rows of them begin at whole quads, those of x at whole kBytesRow.
+void place_bytes(const Layer& layer, std::int64_t count, Scratch& scratch) {
+  const auto up_to = [](std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; };
+  scratch.x = {nullptr, up_to(layer.hidden, kBytesRow), nullptr, nullptr};
+  std::int64_t bytes = count * scratch.x.stride, tokens = count;
+  for (Group& group : scratch.groups) {
+    if (group.bits != 8) continue;
+    group.bytes.stride = up_to(group.rows, 4);
+    bytes += group.count * group.bytes.stride;
+    tokens += group.count;
+  }
+  const auto grow = [](auto& vector, std::int64_t size) { vector.resize(std::max(vector.size(), static_cast<std::size_t>(size))); };
+  grow(scratch.rounded, bytes);
+  grow(scratch.steps, tokens);
+  grow(scratch.shifts, tokens);
+  Bytes8 at{scratch.rounded.data(), 0, scratch.steps.data(), scratch.shifts.data()};
+  const auto place = [&](Bytes8& part, std::int64_t rows) {
+    part = {at.values, part.stride, at.step, at.shift};
+    at = {at.values + rows * part.stride, 0, at.step + rows, at.shift + rows};
+  };
+  place(scratch.x, count);
+  for (Group& group : scratch.groups)
+    if (group.bits == 8) place(group.bytes, group.count);
+}
+
 }  // namespace
 
 void make_plan(const Layer& layer, std::int64_t count, Scratch& scratch) {
   list_groups(layer, count, scratch);
   place_hidden(scratch);
+  if (layer.attributes.bits == 8) place_bytes(layer, count, scratch);
   list_tasks(layer, scratch);
 }
 
@@ -97,21 +131,21 @@ std::int64_t tokens_at_once(const Layer& layer) {
   return clamp(kHiddenValues / std::max<std::int64_t>(rows + layer.rank, 1), 64, kTokens);
 }
 
-std::int64_t rows_at_once(const Layer& layer, std::int64_t columns) {
-  const std::int64_t bytes = columns * static_cast<std::int64_t>(width_of(layer.stored));
+std::int64_t rows_at_once(int bits, std::int64_t columns) {
+  const std::int64_t bytes = columns * bits / 8;
   return clamp(kWeightBlock / std::max<std::int64_t>(bytes, 1), 8, 64) / 4 * 4;
 }
 
-Ahead rows_of(const Layer& layer, const void* matrix, std::int64_t row, std::int64_t rows, std::int64_t columns) {
-  return {static_cast<const char*>(row_of(layer, matrix, row, columns)),
-          static_cast<const char*>(row_of(layer, matrix, row + rows, columns))};
+Ahead rows_of(int bits, const void* matrix, std::int64_t row, std::int64_t rows, std::int64_t columns) {
+  return {static_cast<const char*>(row_of(bits, matrix, row, columns)),
+          static_cast<const char*>(row_of(bits, matrix, row + rows, columns))};
 }
 
 Ahead next_down(const Layer& layer, const Scratch& scratch, std::size_t group, std::int64_t row) {
   for (; group < scratch.groups.size(); ++group, row = 0) {
     const Group& next = scratch.groups[group];
-    const std::int64_t rows = std::min(rows_at_once(layer, layer.output), next.rows - row);
-    if (rows > 0) return rows_of(layer, next.down, row, rows, layer.output);
+    const std::int64_t rows = std::min(rows_at_once(next.bits, layer.output), next.rows - row);
+    if (rows > 0) return rows_of(next.bits, next.down, row, rows, layer.output);
   }
   const auto* here = reinterpret_cast<const char*>(&layer);  // in the cache anyway
   return {here, here};

@@ -14,12 +14,15 @@ namespace moeify {
 // A run of rows with the tokens that it works on: the shared expert, a routed expert, the low-rank term, the idle vectors.
 struct Group {
   const void *up, *gate, *down;  // their first row; up is null where h is given
+  int bits;                      // of a weight; 8 and 4 are integers
+  const float *up_scale, *gate_scale, *down_scale;
   const float *up_bias, *gate_bias;
   Activation activation;
   std::int64_t rows, count;
   const std::int32_t* tokens;  // null: all
   const float* gates;          // null: 1
   float *h, *other;            // [count, rows]; other: the up part of gated neurons
+  Bytes8 bytes;                // of 8 bits: h times the scales of down, rounded
 };
 
 // Rows [row, row + rows) of a group on its tokens [first, first + count).
@@ -35,6 +38,10 @@ struct Scratch {
   std::vector<Group> groups;
   std::vector<Task> tasks;
   std::vector<float> hidden;
+  std::vector<std::int8_t> rounded;  // x, then h of each group of 8 bits
+  std::vector<float> steps;
+  std::vector<std::int32_t> shifts;
+  Bytes8 x;
 };
 
 // Groups and tasks of `count` tokens, from scratch.choice; places their h in scratch.hidden.
@@ -44,17 +51,16 @@ void make_plan(const Layer& layer, std::int64_t count, Scratch& scratch);
 std::int64_t tokens_at_once(const Layer& layer);
 
 // Rows of that many columns whose weights stay in the cache while tokens pass.
-std::int64_t rows_at_once(const Layer& layer, std::int64_t columns);
+std::int64_t rows_at_once(int bits, std::int64_t columns);
 
 // Weights [row, row + rows) x columns as bytes.
-Ahead rows_of(const Layer& layer, const void* matrix, std::int64_t row, std::int64_t rows, std::int64_t columns);
+Ahead rows_of(int bits, const void* matrix, std::int64_t row, std::int64_t rows, std::int64_t columns);
 
 // The rows of `down` that come from that row of that group on, in it or in the next; at the end an empty run.
 Ahead next_down(const Layer& layer, const Scratch& scratch, std::size_t group, std::int64_t row);
 
-inline const void* row_of(const Layer& layer, const void* matrix, std::int64_t row, std::int64_t columns) {
-  const std::int64_t bytes = row * columns * static_cast<std::int64_t>(width_of(layer.stored));
-  return matrix ? static_cast<const char*>(matrix) + bytes : nullptr;
+inline const void* row_of(int bits, const void* matrix, std::int64_t row, std::int64_t columns) {
+  return matrix ? static_cast<const char*>(matrix) + row * columns * bits / 8 : nullptr;
 }
 
 // Calls f(first, count) on nearly equal runs of [0, count) tokens, so many that pass at a time.

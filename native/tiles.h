@@ -1,9 +1,8 @@
-// What both inner loops share: sizes of tiles, runs of tokens, parts of columns, and reading ahead. Included once an
+// What both inner loops share: sizes of tiles, runs of tokens, and reading ahead. Included once an
 // instruction set, after its vector header and inside its namespace.
 
 constexpr int kFew = 4;               // tokens for which memory sets the pace: weights are streamed in their order
 constexpr std::int64_t kNear = 8192;  // bytes that are asked for ahead of a stream
-constexpr std::int64_t kPart = 1024;  // columns at a time, so that the x or y of a tile stays in the first cache
 
 // Asks for what is ahead evenly over the steps of a kernel, up to kLines cache lines a step.
 constexpr int kLines = 4, kLine = 64;
@@ -40,16 +39,4 @@ inline void each_tile(std::int64_t count, std::int64_t tiles, F f) {
     const std::int64_t first = count * i / tiles;
     f(first, count * (i + 1) / tiles - first);
   }
-}
-
-// Columns [first, first + count).
-struct Part {
-  std::int64_t first, count;
-};
-
-template <class F>
-inline void each_part(std::int64_t columns, F f) {
-  const std::int64_t parts = ceil_div(columns, kPart), size = ceil_div(ceil_div(columns, parts), Vec::lanes) * Vec::lanes;
-  for (std::int64_t first = 0; first < columns; first += size)
-    f(Part{first, columns - first < size ? columns - first : size});
 }

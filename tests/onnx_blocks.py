@@ -17,9 +17,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def moe_layer(top_k: int | None = 2, **options: Any) -> MoELayer:
+def moe_layer(
+    top_k: int | None = 2, activation: str = "gelu", offsets: tuple[int, ...] = (3, 5, 8, 12, 17), **options: Any
+) -> MoELayer:
     """Four experts of 2 to 5 rows, a linear router."""
-    config = MoEConfig(HIDDEN, HIDDEN, "gelu", True, (3, 5, 8, 12, 17), RouterConfig("linear"), top_k=top_k, **options)
+    config = MoEConfig(HIDDEN, HIDDEN, activation, True, offsets, RouterConfig("linear"), top_k=top_k, **options)
     layer = MoELayer(config)
     with torch.no_grad():
         for seed, parameter in enumerate(layer.parameters()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from converted import distance, main_output, opened
 from moeify.api import registry
 from moeify.errors import ConversionError, InputError, MissingExtraError, UsageError
 from moeify.layers.budget import moe_layers
+from moeify.measure.layer_errors import NAMES
 from moeify.pipeline.configure import configure
+from moeify.pipeline.layer_nulls import mean_errors
 from moeify.pipeline.plan import Plan, foresee
 from moeify.pipeline.recipe import load_recipe, presets
 from moeify.pipeline.report import Report
+from moeify_passes import ClusterNeurons, FindFeedForward, InsertRouter, Random, SplitExperts
 from zoo import ZOO, Zoo, ids
 
 #: What recipes take instead of a number of experts and of experts a token.
@@ -182,9 +186,67 @@ def test_evaluate_with_nulls(folder: Path, data: Path, tmp_path: Path) -> None:
     found = moeify.evaluate(tmp_path / "out", data, dense=folder, nulls=True)
     perplexity = {score.name: score.perplexity.value for score in found.scores if score.perplexity is not None}
     assert list(perplexity)[:2] == ["dense", "converted"]
-    assert len(perplexity) == 6
+    assert len(perplexity) == 7
+    dense = perplexity["dense"]
+    assert all(score.ratio == (perplexity[score.name] / dense) for score in found.scores)
+    fractions = {score.name: score.active_fraction for score in found.scores}
+    routed = fractions["converted"]
+    assert routed is not None
+    assert fractions["oracle-routing"] == pytest.approx(routed)
+    assert fractions["full-rank-compensation"] == pytest.approx(routed + 16 * 16 / (3 * 16 * 48))
+    assert all(abs((fractions[name] or 0) - routed) <= 1 / 48 for name in ("static-mask", "random-partition"))
+    assert found.budget == pytest.approx(routed)
+    assert found.void is False
     equal = [name for name, value in perplexity.items() if value == pytest.approx(perplexity["dense"], rel=1e-5)]
     assert len(equal) == 2  # the dense model, and all experts on
+
+
+def test_what_costs_more_than_was_asked_for_is_void(folder: Path, data: Path, tmp_path: Path) -> None:
+    moeify.convert(folder, tmp_path / "out", experts=4, active=0.6)
+    model = moeify.load(tmp_path / "out")
+    assert moeify.evaluate(tmp_path / "out", data).void is False
+    moeify.set_top_k(model, 3)
+    moeify.resave(model, tmp_path / "out", tmp_path / "dearer")
+    found = moeify.evaluate(tmp_path / "dearer", data)
+    assert (found.budget, found.void) == (0.6, True)
+    assert re.match(
+        r"void: on this data a token uses 77\.8% of .* 29\.6% more than the recipe's budget of 60\.0%", found.verdicts[0]
+    )
+    assert found.to_json()["void"] is True
+
+
+def test_layers_are_judged_whatever_their_recipe(folder: Path, data: Path, tmp_path: Path) -> None:
+    """Also where no each-layer is, and where no pass takes data."""
+    done = moeify.convert(folder, tmp_path / "out", recipe="markers", experts=4, top_k=3, calibrate=data, tokens=64)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    for layer in report["layers"]:
+        nulls = layer["nulls"]
+        assert set(nulls["errors"]) == set(nulls["fractions"]) == set(NAMES)
+        assert (nulls["tokens"], nulls["fitted"], nulls["held_out"], nulls["chooses"]) == (128, 64, True, True)
+        assert nulls["fractions"]["converted"] == pytest.approx(layer["active_fraction"])
+        assert 0 < nulls["errors"]["oracle-routing"] < nulls["errors"]["converted"] < 1
+    assert report["layer_errors"] == mean_errors(done.report.nulls.values())
+    graph = moeify.open_model(folder)
+    inner = (ClusterNeurons(experts=4, by=Random()), SplitExperts(), InsertRouter(top_k=2))
+    plain = moeify.Pipeline((FindFeedForward(), *inner)).run(graph, [{"input_ids": ids(12, 16)}])
+    assert list(plain.nulls) == [layer.path for layer in done.report.layers]
+    assert plain.nulls["model.layers.0.mlp"]["errors"]["converted"] > 0.01
+
+
+def test_a_conversion_that_loses_to_the_static_mask_says_so_first(folder: Path, data: Path) -> None:
+    """The worst experts of a random router."""
+    settings = {"insert-router.by": "random"}
+    report = moeify.convert(folder, recipe="random", experts=16, top_k=8, calibrate=data, settings=settings).report
+    means = mean_errors(report.nulls.values())
+    assert means["converted"] > means["static-mask"] > means["oracle-routing"]
+    first = str(report).splitlines()[0]
+    assert first == report.verdict == report.to_json()["verdict"]
+    assert "loses to a static mask" in first
+    assert f"{means['converted']:.3g}" in first
+    assert f"{means['static-mask']:.3g}" in first
+    kept = moeify.convert(folder, recipe="static", active=0.5, calibrate=data).report
+    assert kept.verdict is None  # it routes nothing
+    assert kept.budget == 0.5
 
 
 def test_a_model_without_feed_forward_networks_is_refused() -> None:
@@ -262,9 +324,13 @@ def test_what_cannot_work_is_refused_before_the_model_is_read(options: dict[str,
         moeify.convert(tmp_path / "not even there", tmp_path / "out", **options)
 
 
-def test_data_that_no_pass_reads_are_left_alone(folder: Path, data: Path) -> None:
+def test_data_that_no_pass_reads_judge_the_layers(folder: Path, data: Path) -> None:
     done = moeify.convert(folder, recipe="random", experts=4, calibrate=data)
-    assert "no pass of recipe random looks at data: the calibration data were left unread" in done.report.notes
+    assert done.report.notes == ("no pass of recipe random looks at data: they only judge the layers",)
+    assert all(layer.nulls is not None and layer.nulls["held_out"] for layer in done.report.layers)
+    copied = moeify.convert(folder, recipe="upcycle", experts=2, calibrate=data)
+    assert "no pass of recipe upcycle looks at data: the calibration data were left unread" in copied.report.notes
+    assert all(layer.nulls is None for layer in copied.report.layers)
 
 
 def test_the_report_names_the_calibration_data(folder: Path, data: Path) -> None:

@@ -17,7 +17,7 @@ TOWER = (
     ("moeify_passes",),
     (
         "moeify.frontend", "moeify.pipeline", "moeify.splice", "moeify.export", "moeify.runtime", "moeify.measure",
-        "moeify.training",
+        "moeify.speed", "moeify.training",
     ),
     ("moeify.data", "moeify.layers"),
     ("moeify.ir",),
@@ -37,6 +37,7 @@ EXTRAS = (
     "onnx_ir",
     "scipy",
     "pymetis",
+    "matplotlib",
 )
 
 #: The host's world, which passes know nothing of.

@@ -53,7 +53,8 @@ def measured(recipe: str, active: float, tokens: int, judged: int, settings: lis
             [score] = evaluate_model(model, data).scores
             assert score.perplexity is not None
             fraction = None if score.active_fraction is None else round(score.active_fraction, 4)
-            row["texts"][title] = {"perplexity": round(score.perplexity.value, 3), "active": fraction}
+            losses = [round(total, 2) for total, _ in score.perplexity.windows]
+            row["texts"][title] = {"perplexity": round(score.perplexity.value, 3), "active": fraction, "windows": losses}
     return row
 
 

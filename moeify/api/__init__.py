@@ -1,12 +1,14 @@
-"""The one place where everything meets: load, trace, run a pipeline, splice, save, evaluate, export."""
+"""The one place where everything meets: load, trace, run a pipeline, splice, save, evaluate, export, benchmark."""
 
-from moeify.api.afterwards import evaluate, export
+from moeify.api.afterwards import evaluate, export, export_hf
+from moeify.api.benchmarking import bench, bench_layers
 from moeify.api.conversion import Conversion, convert
 from moeify.api.dense import Dense, to_dense
 from moeify.api.inspecting import inspect
 from moeify.api.models import load, open_model, resave, save
 from moeify.api.planning import plan, registry
 from moeify.api.pruning import PrunedLayer, prune_experts
+from moeify.api.sweeping import Sweep, sweep
 from moeify.pipeline.inspection import Inspection
 from moeify.pipeline.plan import Plan
 
@@ -16,9 +18,13 @@ __all__ = [
     "Inspection",
     "Plan",
     "PrunedLayer",
+    "Sweep",
+    "bench",
+    "bench_layers",
     "convert",
     "evaluate",
     "export",
+    "export_hf",
     "inspect",
     "load",
     "open_model",
@@ -27,5 +33,6 @@ __all__ = [
     "registry",
     "resave",
     "save",
+    "sweep",
     "to_dense",
 ]

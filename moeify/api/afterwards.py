@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from moeify.api.arguments import Data, Example, Factory, Source, device_of, example_of, open_batches
+from moeify.api.arguments import Data, Example, Factory, Source, dense_model, device_of, example_of, open_batches
 from moeify.errors import UsageError
 from moeify.pipeline.context import Progress, no_progress
 
 if TYPE_CHECKING:
+    from moeify.export.hf.report import HfReport
     from moeify.export.onnx.report import OnnxReport
     from moeify.measure.evaluation import Evaluation
 
@@ -30,33 +32,28 @@ def evaluate(
 ) -> Evaluation:
     """Measures a converted model on data: perplexity, distance from the dense model, active fraction, load of the experts.
 
-    dense: the model before conversion, for what compares with it. nulls: adds all experts on, oracle routing, random
-    partition and a static mask. tokens: stop early. allow_pickle: opens either model's pickle, which runs what it says. Raises
-    InputError for what cannot be read.
+    dense: the model before conversion, for what compares with it. nulls: adds all experts on, oracle routing, a random
+    partition, a static mask and full-rank compensation; they are made of the dense model's FFNs where it is given. tokens: stop
+    early. allow_pickle: opens either model's pickle, which runs what it says. What is found is void where the layers use
+    over 1 % more weights than the recipe was to. Raises InputError for what cannot be read.
     """
     from moeify.export.folder import load_folder
-    from moeify.frontend.load_model import load_model
-    from moeify.frontend.sniff import sniff
+    from moeify.measure.dense_ffn import dense_ffns
     from moeify.measure.evaluate import evaluate_model
 
     found = load_folder(Path(folder), factory=factory, device=device_of(device), allow_pickle=allow_pickle)
     batch = example_of(found, example)
     before = None
     if dense is not None:
-        bare = isinstance(dense, str | Path) and sniff(Path(dense)) in ("torch", "pickle", "safetensors")
-        loaded = load_model(
-            dense,
-            factory=factory if bare else None,
-            example=batch,
-            dtype=found.manifest.dtype,
-            device=device,
-            allow_pickle=allow_pickle,
-        )
-        before = loaded.model
+        before = dense_model(
+            dense, factory, batch, dtype=found.manifest.dtype, device=device, allow_pickle=allow_pickle
+        ).model  # fmt: skip
     batches = open_batches(data, found.model, found.tokenizer, batch, tokens)
+    ffns = {} if before is None or not nulls else dense_ffns(before, found.manifest.layers)
     return evaluate_model(
-        found.model, batches, dense=before, tokenizer=found.tokenizer, nulls=nulls, seed=seed, progress=progress
-    )
+        found.model, batches, dense=before, tokenizer=found.tokenizer, nulls=nulls, ffns=ffns, budget=found.budget, seed=seed,
+        progress=progress,
+    )  # fmt: skip
 
 
 def export(
@@ -64,23 +61,62 @@ def export(
     output: str | Path,
     *,
     to: str = "onnx",
+    precision: str = "fp32",
+    lowering: str = "auto",
+    tokens: Sequence[int] = (1, 128),
     factory: Factory | None = None,
     example: Example | None = None,
     force: bool = False,
     allow_pickle: bool = False,
     progress: Progress = no_progress,
 ) -> OnnxReport:
-    """Writes a converted model as an ONNX file that stock ONNX Runtime runs; it is compared with the eager model first.
+    """Writes a converted model as an ONNX file; it is compared with the eager model first.
 
-    Raises UsageError for another format than onnx, InputError, ConversionError and OutputError as their words say.
+    precision: fp32, fp16, int8 or int4: how weights are stored (docs/quantisation.md). lowering: auto, portable, standard,
+    contrib or native: what an MoE layer becomes; tokens: how many a call will have (docs/onnx.md). Raises UsageError for
+    another format than onnx, an unknown precision or lowering, InputError, ConversionError and OutputError as their words say.
     """
     if to != "onnx":
-        raise UsageError(f"cannot export to {to!r}: known is onnx")
+        raise UsageError(f"cannot export to {to!r}: known are onnx, and hf by `export_hf`")
     from moeify.export.atomic import check_target
     from moeify.export.folder import load_folder
     from moeify.export.onnx.exporting import export_onnx
+    from moeify.export.onnx.lowering.choices import check_lowering
+    from moeify.export.onnx.precision.choices import check_precision
 
+    check_precision(precision)
+    check_lowering(lowering, tuple(tokens))
     check_target(Path(output), force=force)
     found = load_folder(Path(folder), factory=factory, allow_pickle=allow_pickle)
     progress("exporting ONNX", 0, None)
-    return export_onnx(found.model, example_of(found, example), Path(output), force=force)
+    options: dict[str, Any] = {"precision": precision, "lowering": lowering, "tokens": tuple(tokens)}
+    return export_onnx(found.model, example_of(found, example), Path(output), force=force, **options)
+
+
+def export_hf(
+    folder: str | Path,
+    output: str | Path,
+    *,
+    factory: Factory | None = None,
+    example: Example | None = None,
+    lossy: bool = False,
+    force: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = no_progress,
+) -> HfReport:
+    """Writes a converted decoder as a folder that plain transformers loads as one of its Mixture-of-Experts classes, once that
+    has chosen the same experts and given the same outputs (docs/stock-checkpoints.md).
+
+    lossy: leave out what no class holds. Raises ConversionError where no class holds the model, with the reason; InputError and
+    OutputError as their words say.
+    """
+    from moeify.export.atomic import check_target
+    from moeify.export.folder import load_folder
+    from moeify.export.hf import writing
+
+    check_target(Path(output), force=force)
+    found = load_folder(Path(folder), factory=factory, allow_pickle=allow_pickle)
+    progress("writing the stock checkpoint", 0, None)
+    return writing.export_hf(
+        found.model, example_of(found, example), Path(output), tokenizer=found.tokenizer, lossy=lossy, force=force
+    )

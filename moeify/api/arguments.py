@@ -14,6 +14,7 @@ from moeify.ir.model_graph import Batch
 
 if TYPE_CHECKING:
     from moeify.export.folder import LoadedFolder
+    from moeify.frontend.loaded import LoadedModel
 
 #: A model: a path (Hugging Face or adapter folder, GGUF file, .pt, .pt2, state_dict with a factory), or a module in memory.
 Source = str | Path | nn.Module
@@ -28,7 +29,7 @@ Example = str | Path | Batch
 Data = str | Path | Callable[[], Iterable[Batch]] | Iterable[Batch]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-EXPORTS = ("torch", "onnx")
+EXPORTS = ("torch", "onnx", "hf")
 
 
 def open_batches(source: Data, model: nn.Module, tokenizer: Any, example: Batch | None, tokens: int | None) -> Iterable[Batch]:
@@ -51,16 +52,36 @@ def example_of(found: LoadedFolder, example: Example | None) -> Batch:
     return read_example(wanted, str(next(found.model.parameters()).device))
 
 
+def dense_model(
+    source: Source,
+    factory: Factory | None,
+    example: Batch,
+    *,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    allow_pickle: bool = False,
+) -> LoadedModel:
+    """The model before a conversion, with the converted one's example. factory: as for the folder; a source that says itself
+    which model it is needs none. Raises as `load_model`."""
+    from moeify.frontend.load_model import load_model
+    from moeify.frontend.sniff import sniff
+
+    bare = isinstance(source, str | Path) and sniff(Path(source)) in ("torch", "pickle", "safetensors")
+    return load_model(
+        source, factory=factory if bare else None, example=example, dtype=dtype, device=device, allow_pickle=allow_pickle
+    )
+
+
 def check_exports(export: Sequence[str], output: str | Path | None, *, dtype: str = "fp32", device: str = "cpu") -> None:
     """Raises UsageError for an export that is unknown, has no folder to go to, or cannot be made of such a model;
     MissingExtraError where a package for it is absent. All before anything is loaded."""
     for name in export:
         if name not in EXPORTS:
             raise UsageError(f"unknown export {name!r}: known are {', '.join(EXPORTS)}")
+    if output is None and set(export) - {"torch"}:
+        raise UsageError(f"exporting {', '.join(export)} needs an output folder")
     if "onnx" not in export:
         return
-    if output is None:
-        raise UsageError("exporting ONNX needs an output folder")
     if dtype != "fp32":
         raise UsageError(f"ONNX Runtime's CPU cannot run a model in {dtype}: export ONNX with --dtype fp32")
     if torch.device(device).type != "cpu":

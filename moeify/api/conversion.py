@@ -74,7 +74,8 @@ def convert(
     largest active fraction of each FFN), layers, tokens, seed and settings change its options. calibrate: data that passes
     may look at; without it the conversion goes by the weights alone. align: trains the experts at the end towards what the
     dense model says to the calibration data (`moeify.Alignment(minutes=10)`). output: a folder that appears whole or not at
-    all; `force` allows replacing one. export: "torch" (always there) and "onnx" (OUTPUT/model.onnx). resume: go on after the
+    all; `force` allows replacing one. export: "torch" (always there), "onnx" (OUTPUT/model.onnx) and "hf"
+    (OUTPUT/hf, a stock checkpoint). resume: go on after the
     last layer that a run of the same conversion had finished when it was ended early, if there was one; the result is the same.
     allow_pickle: unpickles a module of other classes than torch.nn's, which runs what the file says.
     planned: receives the plan (parameters, memory) once the model is read and before anything is computed or written.
@@ -95,6 +96,10 @@ def convert(
             source, plan, calibrate, tokens, factory=factory, example=example, dtype=dtype, device=device,
             allow_pickle=allow_pickle,
         )  # fmt: skip
+        if "hf" in export:
+            from moeify.export.hf.writing import check_source
+
+            check_source(ready.graph.model)
         if planned is not None:
             planned(ready.plan)
         if journal is not None:

@@ -60,9 +60,9 @@ def open_outline(
 ) -> ModelGraph:
     """As `open_model`, for those who look at sites and not at weights: none are read where that can be done without.
 
-    Such is a Hugging Face folder or a GGUF file whose model is traced on the meta device; others are opened as ever.
+    Such is a model of `load_outline` that is traced on the meta device; others are opened as ever.
     """
-    from moeify.frontend.load_model import load_outline
+    from moeify.frontend.load_outline import load_outline
     from moeify.splice.eager_host import EagerHost
 
     kind = dtype_of(dtype)
@@ -87,8 +87,8 @@ def save(
 ) -> Path:
     """Writes a converted model as a folder (format 1) that `load` gives back; returns the folder.
 
-    Raises OutputError where it cannot be written (nothing is left behind), ConversionError where an ONNX file does not
-    agree with the eager model.
+    Raises OutputError where it cannot be written (nothing is left behind), ConversionError where an ONNX file or a
+    stock checkpoint does not agree with the eager model, or no stock class holds it.
     """
     from moeify.export.folder import LayerEntry, save_folder
     from moeify.splice.eager_host import EagerHost
@@ -109,6 +109,11 @@ def save(
 
             progress("exporting ONNX", 0, None)
             export_onnx(host.model, host.example, folder / "model.onnx")
+        if "hf" in export:
+            from moeify.export.hf.writing import export_hf
+
+            progress("writing the stock checkpoint", 0, None)
+            export_hf(host.model, host.example, folder / "hf", tokenizer=host.loaded.tokenizer)
 
     progress("writing", 0, None)
     return save_folder(host.model, entries, host.loaded, text, report.to_json(), Path(output), force=force, also=also)

@@ -22,7 +22,7 @@ def check_outlook(
     """Raises UsageError where a pass does not fit a site, or the converted weights do not fit into the memory.
 
     For recipes whose models grow alone, as to look ahead is to trace the model once more. What tells its shape with its weights
-    only (a pickled module, an archive, an adapter, a module in memory) is judged once it is loaded.
+    only (a pickle of classes of its own, a module in memory) is judged once it is loaded.
     """
     if isinstance(source, nn.Module) or not any(getattr(step, "grows", False) for step in flatten(pipeline.passes)):
         return
@@ -49,7 +49,7 @@ def fit(pipeline: Pipeline, graph: ModelGraph, tokens: int, device: str) -> Plan
 
 def _outline(source: str | Path, factory: Factory | None, example: Example | None, dtype: str) -> ModelGraph | None:
     """The model with its sites found and without values; None where that cannot be had."""
-    from moeify.frontend.load_model import load_outline
+    from moeify.frontend.load_outline import load_outline
     from moeify.frontend.trace import trace_outline
 
     kind = dtype_of(dtype)

@@ -12,11 +12,11 @@ from moeify.api.models import open_model, open_outline
 from moeify.api.outlook import check_outlook, fit
 from moeify.errors import InputError, UsageError
 from moeify.frontend.other_checkpoints import OtherCheckpoints, check_same_shapes
-from moeify.ir.facts import CalibrationData
 from moeify.ir.model_graph import Batch, ModelGraph
 from moeify.layers.budget import moe_layers
 from moeify.pipeline.configure import Settings, configure
 from moeify.pipeline.each_layer import EachLayer
+from moeify.pipeline.layer_sample import calibration_tokens, judging_tokens
 from moeify.pipeline.pipeline import Pipeline, check_experts, flatten
 from moeify.pipeline.plan import Plan
 from moeify.pipeline.recipe import Recipe
@@ -98,16 +98,21 @@ def prepare(
     )  # fmt: skip
     host = graph.host
     assert isinstance(host, EagerHost)
-    counted = 0 if calibrate is None else _calibration_tokens(pipeline) or 0
-    planned = fit(pipeline, graph, counted, device)
+    steps = flatten(pipeline.passes)
+    looked_at = calibration_tokens(steps)
+    read = calibrate is not None and (looked_at is not None or not any(getattr(step, "grows", False) for step in steps))
+    limit = (looked_at or 0) + judging_tokens(looked_at) if read else 0
+    planned = fit(pipeline, graph, limit, device)
     if planned is None:
         raise InputError(_nothing_found(graph))
     others = OtherCheckpoints(host.model)
     for path in _checkpoints(pipeline):
         others.open(path)
     notes, data = (*host.loaded.notes, *host.traced.notes), None
-    if calibrate is not None and any(CalibrationData in step.needs for step in flatten(pipeline.passes)):
-        data = open_batches(calibrate, host.model, host.loaded.tokenizer, host.example, _calibration_tokens(pipeline))
+    if read and calibrate is not None:
+        data = open_batches(calibrate, host.model, host.loaded.tokenizer, host.example, limit)
+        if looked_at is None:
+            notes = (*notes, f"no pass of recipe {recipe.name} looks at data: they only judge the layers")
     elif calibrate is not None:
         notes = (*notes, f"no pass of recipe {recipe.name} looks at data: the calibration data were left unread")
     planned = replace(planned, notes=(*notes, *pipeline.left_out(data is not None)))
@@ -135,11 +140,6 @@ def _checkpoints(pipeline: Pipeline) -> tuple[str, ...]:
     """The other checkpoints that passes will read."""
     found = (path for step in flatten(pipeline.passes) for path in getattr(step, "checkpoints", ()))
     return tuple(dict.fromkeys(found))
-
-
-def _calibration_tokens(pipeline: Pipeline) -> int | None:
-    wanted = (step for step in flatten(pipeline.passes) if CalibrationData in step.needs)
-    return max((tokens for step in wanted if isinstance(tokens := getattr(step, "tokens", None), int)), default=None)
 
 
 def _nothing_found(graph: ModelGraph) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from moeify import __version__
+from moeify.cli.bench import bench
 from moeify.cli.convert import convert
 from moeify.cli.dense import dense
 from moeify.cli.evaluate import evaluate
@@ -14,9 +15,10 @@ from moeify.cli.export import export
 from moeify.cli.inspect import inspect
 from moeify.cli.passes import passes
 from moeify.cli.recipes import recipes
+from moeify.cli.sweep import sweep
 from moeify.errors import UsageError
 
-COMMANDS = (convert, inspect, evaluate, dense, passes, recipes, export)
+COMMANDS = (convert, inspect, evaluate, bench, sweep, dense, passes, recipes, export)
 
 
 def _version(wanted: bool) -> None:

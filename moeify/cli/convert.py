@@ -50,7 +50,7 @@ def convert(
     ] = None,
     factory: Factory = None,
     example: Example = None,
-    export: Annotated[str, typer.Option(metavar="torch,onnx", help="What the output folder holds.")] = "torch",
+    export: Annotated[str, typer.Option(metavar="torch,onnx,hf", help="What the output folder holds.")] = "torch",
     seed: Annotated[
         int | None,
         typer.Option(metavar="N", parser=at_least(0), help="Seed of every random choice; the same seed gives the same model."),
@@ -147,11 +147,15 @@ def _show_size(plan: Plan, screen: Screen) -> None:
 
 
 def _show_conversion(done: Conversion, screen: Screen) -> None:
+    from moeify.pipeline.layer_nulls import error_table
+
     report = done.report
     if screen.json:
         times = {"seconds": report.seconds} if screen.verbose else {}
         screen.data({"folder": str(done.folder), "recipe": done.recipe.name, **report.to_json(), **times})
         return
+    if report.verdict is not None:
+        screen.line(report.verdict)
     figures = list(dict.fromkeys(name for layer in report.layers for name in layer.measured)) if screen.verbose else []
     columns = ("path", "activation", "neurons", "experts", "shared", "router", "top-k", "active", *figures)
     rows = [
@@ -162,6 +166,8 @@ def _show_conversion(done: Conversion, screen: Screen) -> None:
         for r in report.layers
     ]  # fmt: skip
     screen.table(columns, rows)
+    if errors := error_table(report.nulls):
+        screen.table(errors[0], errors[1:])
     screen.table(("refused", "reason"), report.refusals)
     if screen.verbose:
         screen.table(("pass", "seconds"), [(name, round(value, 3)) for name, value in report.seconds.items()])

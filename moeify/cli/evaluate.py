@@ -16,7 +16,7 @@ def evaluate(
     data: Annotated[str, typer.Option(metavar="FILE|PKG.MOD:CALLABLE", help="Data that no pass has seen (text, tensors).")],
     dense: Annotated[str | None, typer.Option(metavar="MODEL", help="The dense model to compare with.")] = None,
     nulls: Annotated[
-        bool, typer.Option("--nulls", help="Compare with null models too: random choices in place of the router's.")
+        bool, typer.Option("--nulls", help="Compare with null models too: a static mask, random experts, the best choice.")
     ] = False,
     tokens: Tokens = None,
     factory: Factory = None,
@@ -40,6 +40,8 @@ def evaluate(
     if json:
         screen.data(found.to_json())
         return
+    for verdict in found.verdicts:
+        screen.line(verdict)
     head, *scores = found.score_table()
     screen.table(head, scores)
     scored = tuple(f"{score.name}: " for score in found.scores)

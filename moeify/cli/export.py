@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moeify.cli.options import AllowPickle, Example, Factory, Force, Json, Quiet, Verbose
 from moeify.cli.screen import Screen
 from moeify.cli.working import working
+from moeify.errors import UsageError
+
+if TYPE_CHECKING:
+    from moeify.export.hf.report import HfReport
+    from moeify.export.onnx.report import OnnxReport
 
 
 def export(
     folder: Annotated[str, typer.Argument(metavar="OUT", help="A converted folder.")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")],
-    to: Annotated[str, typer.Option(metavar="onnx", help="The format to write.")] = "onnx",
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The file, or the folder of hf, to write.")],
+    to: Annotated[str, typer.Option(metavar="onnx|hf", help="The format to write.")] = "onnx",
+    precision: Annotated[str, typer.Option(metavar="fp32|fp16|int8|int4", help="Of onnx: how weights are stored.")] = "fp32",
+    lowering: Annotated[
+        str, typer.Option(metavar="auto|portable|standard|contrib|native", help="What an MoE layer becomes in the file.")
+    ] = "auto",
+    tokens: Annotated[str, typer.Option(metavar="N,N", help="Tokens of the calls that auto chooses for.")] = "1,128",
+    lossy: Annotated[bool, typer.Option("--lossy", help="Of hf: leave out what no stock class holds.")] = False,
     factory: Factory = None,
     example: Example = None,
     force: Force = False,
@@ -28,10 +39,25 @@ def export(
     with working(screen) as progress:
         from moeify import api
 
-        report = api.export(
-            folder, output, to=to, factory=factory, example=example, force=force, allow_pickle=allow_pickle, progress=progress
-        )
+        if lossy and to != "hf":
+            raise UsageError("--lossy is for --to hf: an ONNX file holds all of a model")
+        if precision != "fp32" and to == "hf":
+            raise UsageError("--precision is for --to onnx: a folder of hf keeps the weights as they are")
+        given: dict[str, Any] = {"factory": factory, "example": example, "force": force, "allow_pickle": allow_pickle}
+        report: OnnxReport | HfReport
+        if to == "hf":
+            report = api.export_hf(folder, output, lossy=lossy, progress=progress, **given)
+        else:
+            options: dict[str, Any] = {"precision": precision, "lowering": lowering, "tokens": _counts(tokens)}
+            report = api.export(folder, output, to=to, progress=progress, **options, **given)
     if json:
         screen.data(report.to_json())
     else:
         screen.line(str(report))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise UsageError(f"--tokens is {text!r}: give whole numbers with commas between, such as 1,128") from None

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from moeify.errors import UsageError
+
 
 def at_least(bound: int) -> Callable[[str], int]:
     """A reader of whole numbers that are not below the bound."""
@@ -32,6 +34,14 @@ def fraction(text: str) -> float:
     if not 0 < value <= 1:
         raise typer.BadParameter(f"{text!r} is not a number above 0 and up to 1, such as 0.5")
     return value
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them. Raises UsageError."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{option} is {text!r}: give whole numbers with commas between them") from error
 
 
 Tokens = Annotated[

@@ -22,8 +22,11 @@ from moeify.errors import OutputError
 _PART = ".moeify-part-"
 _OLD = ".moeify-old-"
 
-#: A folder is replaced only if it holds this file: --force must not delete somebody's own.
-_MARK = "moeify.json"
+#: The file that says of an exported folder what it is.
+EXPORT = "moeify-export.json"
+
+#: A folder is replaced only if it holds one of these: --force must not delete somebody's own.
+_MARKS = ("moeify.json", EXPORT)
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -43,7 +46,7 @@ def check_target(target: Path, *, force: bool) -> None:
     here = Path(os.path.realpath(Path.cwd()))
     if real.is_dir() and (real == Path(os.path.realpath(Path.home())) or real == here or real in here.parents):
         raise OutputError(f"{target}: is not replaced even with --force, as it holds the current or the home directory")
-    if real.is_dir() and not (real / _MARK).is_file():
+    if real.is_dir() and not any((real / mark).is_file() for mark in _MARKS):
         raise OutputError(f"{target}: is not replaced even with --force, as moeify did not write it; remove it yourself")
 
 

@@ -14,6 +14,7 @@ the model alone: no times, no machine.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -42,12 +43,14 @@ WEIGHTS = "moeify.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class LoadedFolder:
-    """A converted model in eval mode. tokenizer: transformers' own, or None. example: inputs that were assumed, or None."""
+    """A converted model in eval mode. tokenizer: transformers' own, or None. example: inputs that were assumed, or None.
+    budget: the active fraction that the recipe was asked for, else the one of its report; None where nothing tells."""
 
     model: nn.Module
     manifest: Manifest
     tokenizer: Any | None
     example: Batch | None = None
+    budget: float | None = None
 
 
 def save_folder(
@@ -125,7 +128,7 @@ def load_folder(
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise InputError(f"{folder}: {name} of the {type(model).__name__} is in no file; give a factory that computes it")
-    return LoadedFolder(model.to(device).eval(), manifest, read_tokenizer(folder), read_assumed(folder))
+    return LoadedFolder(model.to(device).eval(), manifest, read_tokenizer(folder), read_assumed(folder), _budget(folder))
 
 
 def verify_files(folder: Path, digests: Mapping[str, str]) -> None:
@@ -143,6 +146,15 @@ def package_versions() -> dict[str, str]:
     with contextlib.suppress(PackageNotFoundError):
         found["transformers"] = version("transformers")
     return found
+
+
+def _budget(folder: Path) -> float | None:
+    """Out of report.json; folders that are older than the field say what they have."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        report = json.loads((folder / "report.json").read_text("utf-8"))
+        found = [report.get(name) for name in ("budget", "active_fraction")] if isinstance(report, dict) else []
+        return next((value for value in found if isinstance(value, float) and value > 0), None)
+    return None
 
 
 def _finite(value: Any) -> Any:

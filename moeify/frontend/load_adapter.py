@@ -74,6 +74,11 @@ def load_adapter(path: Path, dtype: torch.dtype) -> LoadedModel:
     return replace(base, model=model, source=source, path=path, notes=(*base.notes, note))
 
 
+def base_of(path: Path) -> Path:
+    """The folder of the model that the adapter belongs to. Raises InputError where it is not on disk."""
+    return _base(read_json(path / CONFIG), path)
+
+
 def _options(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     kind = config.get("peft_type")
     if kind != "LORA":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -46,6 +48,16 @@ def load_exported(path: Path, dtype: torch.dtype) -> LoadedModel:
 def read_exported(path: Path) -> nn.Module:
     """The module of an archive without its weights: zeros stand for them. Raises as `load_exported`."""
     return _load(open_archive(path))[0]
+
+
+def exported_outline(path: Path) -> tuple[nn.Module, Batch]:
+    """The module on the meta device and its sample inputs, no weight read. Raises as `load_exported`."""
+    archive = open_archive(path, sums=False)
+    with tempfile.TemporaryDirectory() as folder:
+        bare = Path(folder) / path.name
+        bare.write_bytes(_without_weights(archive, outline=True))
+        model, example = _load(replace(archive, path=bare))
+    return model.to("meta"), example
 
 
 def check_dtype(model: nn.Module, dtype: torch.dtype, path: Path) -> None:
@@ -103,19 +115,22 @@ def _eval(model: nn.Module) -> nn.Module:
     return nn.Module.train(model, False)
 
 
-def _without_weights(archive: Archive) -> bytes:
-    """The archive with empty weights, and without sample inputs, extra files and the traces of its author's files."""
+def _without_weights(archive: Archive, *, outline: bool = False) -> bytes:
+    """The archive with empty weights, and without sample inputs, extra files and the traces of its author's files.
+
+    outline: with the sample inputs, and all else on the meta device: zeros in place of the weights would take their memory."""
+    empty = ("data/weights/weight_",) if outline else ("data/weights/weight_", "data/sample_inputs/")
     content = io.BytesIO()
     writer = torch._C.PyTorchFileWriter(content)
     writer.set_min_version(6)  # as torch writes such archives: it decides where the version stands
     for member in archive.members:
         if member.startswith((".", "extra/")) or member == "byteorder":
             continue
-        data = archive.read(member)
-        if member.startswith(("data/weights/weight_", "data/sample_inputs/")):
-            data = b""
-        elif member == archive.program:
+        data = b"" if member.startswith(empty) else archive.read(member)
+        if member == archive.program:
             data = json.dumps(_traceless(json.loads(data))).encode()
+        if outline and member.endswith(".json"):
+            data = data.replace(b'{"type": "cpu", "index": null}', b'{"type": "meta", "index": null}')
         writer.write_record(member, data, len(data))
     writer.write_end_of_file()
     return content.getvalue()

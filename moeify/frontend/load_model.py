@@ -19,7 +19,7 @@ from moeify.frontend.load_adapter import load_adapter
 from moeify.frontend.load_checks import check_finite
 from moeify.frontend.load_example import ASSUMED, read_example
 from moeify.frontend.load_exported import load_exported
-from moeify.frontend.load_factory import Factory, build, build_outline, factory_name
+from moeify.frontend.load_factory import Factory, build, factory_name
 from moeify.frontend.load_huggingface import load_gguf, load_huggingface
 from moeify.frontend.load_module import class_path, from_file, in_memory, kept
 from moeify.frontend.load_refusals import refusal
@@ -58,32 +58,18 @@ def load_model(
         path = Path(source).expanduser()
         loaded = _from_disk(path, sniff(path), factory, dtype, allow_pickle)
     loaded.model.to(device).eval()
+    return with_inputs(loaded, example, device)
+
+
+def with_inputs(loaded: LoadedModel, example: str | Path | Batch | None, device: str) -> LoadedModel:
+    """The model with those inputs, else its own, else what it tells of itself; their floats in the dtype of its weights.
+
+    Raises InputError where none can be had.
+    """
     if example is not None:
         loaded = replace(loaded, example=read_example(example, device))
     elif not loaded.example:
         loaded = _with_example(loaded)
-    return replace(loaded, example=_in_dtype(loaded.example, loaded.model))
-
-
-def load_outline(
-    source: str | Path, example: str | Path | Batch | None, dtype: torch.dtype, factory: Factory | None = None
-) -> LoadedModel | None:
-    """The model without its weights, all tensors on the meta device: enough to trace it and to find its sites.
-
-    None for what is neither a Hugging Face folder nor a GGUF file, nor a state_dict whose `factory` builds its module there.
-    Raises InputError as `load_model`.
-    """
-    path = Path(source).expanduser()
-    kind = sniff(path)
-    if (load := {"huggingface": load_huggingface, "gguf": load_gguf}.get(kind)) is not None and factory is None:
-        loaded = load(path, dtype, weights=False)
-    elif factory is not None and kind in ("torch", "pickle", "safetensors"):
-        model = build_outline(factory).to(dtype)
-        loaded = LoadedModel(model, (), SourceInfo("state-dict", path.name, class_path(model)), path=path)
-    else:
-        return None
-    loaded.model.eval()
-    loaded = _with_example(loaded) if example is None else replace(loaded, example=read_example(example, "meta"))
     return replace(loaded, example=_in_dtype(loaded.example, loaded.model))
 
 
@@ -130,16 +116,20 @@ def _with_example(loaded: LoadedModel) -> LoadedModel:
         if assumed is None:
             raise needs_example(loaded.model)
         x, note = assumed
-        content = io.BytesIO()
-        torch.save((x.cpu(),), content)
-        files = {**loaded.files, ASSUMED: content.getvalue()}
-        return replace(loaded, example=(x,), files=files, notes=(*loaded.notes, note))
+        loaded = replace(loaded, example=(x,), notes=(*loaded.notes, note))
+        return loaded if x.is_meta else replace(loaded, files={**loaded.files, ASSUMED: _saved(x)})
     try:
         return replace(loaded, example=example_inputs(loaded.model, loaded.tokenizer))
     except InputError:
         raise
     except Exception as error:  # configs of models that nobody foresaw
         raise needs_example(loaded.model) from error
+
+
+def _saved(x: torch.Tensor) -> bytes:
+    content = io.BytesIO()
+    torch.save((x.cpu(),), content)
+    return content.getvalue()
 
 
 def _in_dtype(example: Batch, model: nn.Module) -> Batch:

@@ -23,14 +23,15 @@ _NESTED = ("state_dict", "model_state_dict", "model")
 _ALLOW = ", or if you trust the file, pass --allow-pickle (allow_pickle=True)"
 
 
-def read_saved(path: Path, kind: Kind, *, allow_pickle: bool = False) -> Any:
+def read_saved(path: Path, kind: Kind, *, allow_pickle: bool = False, sums: bool = True) -> Any:
     """A module, or what is to be a state_dict.
 
     A module of torch.nn classes alone is built without running anything of the file's. allow_pickle: other files are
-    unpickled as they are, which runs what they say. Raises InputError for damage, and ForeignPickleError without allow_pickle.
+    unpickled as they are, which runs what they say. sums: verify the checksums of a zip, which reads all of it. Raises
+    InputError for damage, and ForeignPickleError without allow_pickle.
     """
     try:
-        found = _inner(read_torch_file(path, kind, nn_records()))
+        found = _inner(read_torch_file(path, kind, nn_records(), sums=sums))
         return Builder().value(found) if isinstance(found, ModuleRecord) else found
     except ForeignPickleError as error:
         if not allow_pickle:

@@ -10,6 +10,7 @@ from torch import nn
 from moeify.errors import UsageError
 from moeify.ir.moe_config import Inference, Scope
 from moeify.layers.budget import matching_layers, moe_layers
+from moeify.layers.model_hooks import watcher_of
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.stochastic_router import StochasticRouter
 from moeify.layers.token_input import TokenInput
@@ -65,6 +66,6 @@ def set_smear(model: nn.Module, smear: bool = True, *, layers: str = "*") -> Non
 def listen(model: nn.Module, layer: MoELayer) -> None:
     """Lets a layer that stands in the model know what the model is called with, where it asks."""
     if isinstance(layer.router, StochasticRouter):
-        layer.router.tokens = TokenInput.of(model)
+        layer.router.tokens = watcher_of(model, TokenInput)
     if layer.config.smear:
-        layer.tokens = TokenInput.of(model)
+        layer.tokens = watcher_of(model, TokenInput)

@@ -18,34 +18,11 @@ class _Stream(NamedTuple):
 
 
 class TokenInput:
-    """Notes ids, positions and masks when the model is called, and forgets them when the call ends.
-
-    A plain object with methods as hooks, so that a model is copied and pickled together with it.
-    """
+    """Notes ids, positions and masks when the model is called, and forgets them when it ends: a watcher of `model_hooks`."""
 
     def __init__(self) -> None:
         self._seen: tuple[_Stream, ...] = ()
         self._mask: Tensor | None = None
-
-    @classmethod
-    def of(cls, model: nn.Module) -> TokenInput:
-        """The one of that model, made and hooked at first use."""
-        for hook in model._forward_pre_hooks.values():
-            if isinstance(owner := getattr(hook, "__self__", None), cls):
-                return owner
-        found = cls()
-        model.register_forward_pre_hook(found._enter, with_kwargs=True)
-        model.register_forward_hook(found._leave, always_call=True)
-        return found
-
-    @staticmethod
-    def forget(model: nn.Module) -> None:
-        """Takes the hooks of the one of that model away again, where there is one: no layer of it asks any more."""
-        for hooks in (model._forward_pre_hooks, model._forward_hooks):
-            for number in [n for n, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), TokenInput)]:
-                del hooks[number]
-                for flags in (model._forward_pre_hooks_with_kwargs, model._forward_hooks_always_called):
-                    flags.pop(number, None)
 
     def at(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(ids, positions), int64 [sequences, tokens], for the tokens of x [..., hidden].
@@ -75,7 +52,7 @@ class TokenInput:
                 return stream
         return None
 
-    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         named: list[tuple[str, Tensor]] = [(name, kwargs[name]) for name in _MASKS if _is_ids(kwargs.get(name))]
         found = named or [("input_ids", value) for value in args if _is_ids(value)][:1]
         self._seen = tuple(
@@ -84,7 +61,7 @@ class TokenInput:
         mask = kwargs.get("attention_mask")
         self._mask = mask if isinstance(mask, Tensor) and not self._seen else None
 
-    def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
+    def leave(self, model: nn.Module, args: Any, output: Any) -> None:
         self._seen, self._mask = (), None
 
 

@@ -19,8 +19,7 @@ class TrainingDoor:
 
     When a call begins, the notes of the last one are let go; when it ends, the notes are closed, so that a block that a
     checkpoint runs again in backward is not noted twice. The masks of a call are kept until the next one, for such a run
-    needs them. given: masks that the user gave. A plain object with methods as hooks, so that a model is copied and
-    pickled together with it.
+    needs them. given: masks that the user gave. A watcher of `model_hooks`.
     """
 
     def __init__(self) -> None:
@@ -28,17 +27,6 @@ class TrainingDoor:
         self.states: list[TrainingState] = []
         self.given: tuple[Tensor, ...] = ()
         self._masks: dict[bool, tuple[Tensor, ...]] = {}
-
-    @classmethod
-    def of(cls, model: nn.Module) -> TrainingDoor:
-        """The one of that model, made and hooked at first use."""
-        for hook in model._forward_pre_hooks.values():
-            if isinstance(owner := getattr(hook, "__self__", None), cls):
-                return owner
-        found = cls()
-        model.register_forward_pre_hook(found._enter, with_kwargs=True)
-        model.register_forward_hook(found._leave, always_call=True)
-        return found
 
     def weight(self, x: Tensor, decodes: bool) -> Tensor | None:
         """float32 [tokens]: 1 for tokens of x [..., hidden] that count, 0 for padding; None: all count.
@@ -57,7 +45,7 @@ class TrainingDoor:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"open": False, "given": (), "_masks": {}}
 
-    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if _in_backward():  # the whole model stands in a checkpoint
             return
         self.open = model.training
@@ -65,7 +53,7 @@ class TrainingDoor:
         for state in self.states:
             state.begin()
 
-    def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
+    def leave(self, model: nn.Module, args: Any, output: Any) -> None:
         if self.open:
             self.open = False
             for state in self.states:

@@ -53,7 +53,13 @@ def converted(model: nn.Module, layers: Mapping[str, MoELayer], meter: LoadMeter
 
 def nulled(model: nn.Module, layers: Mapping[str, MoELayer], null: Null) -> Candidate:
     """The converted model with the null in its layers."""
-    return Candidate(null.name, null.what, model, lambda batch: computed_by(layers, null.compute))
+
+    def within(batch: Batch) -> AbstractContextManager[object]:
+        if null.meter is not None:
+            null.meter.shown = visible(batch)
+        return computed_by(layers, null.compute)
+
+    return Candidate(null.name, null.what, model, within)
 
 
 def run_all(

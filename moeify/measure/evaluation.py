@@ -18,8 +18,8 @@ from moeify.measure.perplexity import Perplexity
 class Score:
     """One model on the data. name: dense, converted, or that of a null model; what: one sentence about it.
 
-    active_fraction: of the FFNs' weights, per token; None where it was not measured. perplexity: of causal language models.
-    divergence: from the dense model, where one was given.
+    active_fraction: of the FFNs' weights, the mean over the tokens of the data; None where it was not measured. perplexity: of
+    causal language models; ratio: it / the dense model's. divergence: from the dense model. Both where one was given.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Score:
     active_fraction: float | None = None
     perplexity: Perplexity | None = None
     divergence: Divergence | None = None
+    ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Evaluation:
     """All that `evaluate_model` found; what does not apply is None or empty, and `notes` says why.
 
     data: what the data set says of itself. batches: how many were scored. scores: dense (if given), converted, then nulls.
+    budget: the active fraction that was asked for. void: more than 1 % of it more was used. verdicts: what is to be said first.
     """
 
     model: str
@@ -44,6 +46,9 @@ class Evaluation:
     layers: tuple[LayerLoad, ...]
     greedy: Greedy | None
     notes: tuple[str, ...]
+    budget: float | None = None
+    void: bool = False
+    verdicts: tuple[str, ...] = ()
 
     def score(self, name: str) -> Score | None:
         """The score of that name, if there is one."""
@@ -103,6 +108,7 @@ def _divergence_cell(field: str) -> Callable[[Score], str]:
 _COLUMNS: tuple[tuple[str, Callable[[Score], str]], ...] = (
     ("active fraction", lambda score: "" if score.active_fraction is None else f"{score.active_fraction:.3f}"),
     ("perplexity", _perplexity_cell),
+    ("/ dense", lambda score: "" if score.ratio is None else f"{score.ratio:.3f}"),
     ("KL from dense", _divergence_cell("kl")),
     ("top-1 agreement", _divergence_cell("agreement")),
     ("relative error", _divergence_cell("relative_error")),

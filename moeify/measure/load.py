@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from moeify.ir.model_graph import Batch
+from moeify.ir.moe_config import MoEConfig
 from moeify.layers.budget import moe_layers
 from moeify.layers.moe_layer import MoELayer
 from moeify.measure.outputs import evaluating, run, visible
@@ -106,11 +107,17 @@ def whole_active_fraction(loads: Iterable[LayerLoad]) -> float | None:
     return sum(load.active_fraction * load.dense_weights for load in loads) / dense if loads else None
 
 
+def fraction_used(config: MoEConfig, loads: Tensor, neurons: int) -> float:
+    """The active fraction of a layer whose experts run on these shares of the tokens, float64 [experts]; against a dense FFN of
+    that many neurons."""
+    rows = float((loads * torch.tensor(config.sizes, dtype=torch.float64)).sum())
+    equal = rows * config.experts / (config.rows - config.shared)  # experts of mean size that hold as many rows
+    return config.active_fraction(neurons, equal)
+
+
 def _layer_load(path: str, layer: MoELayer, counts: Tensor, tokens: int, on: tuple[int, int], neurons: int) -> LayerLoad:
     config = layer.config
     loads = counts.double() / tokens
-    rows = float((loads * torch.tensor(config.sizes, dtype=torch.float64)).sum())
-    equal = rows * config.experts / (config.rows - config.shared)  # experts of mean size that hold as many rows
     choices = loads / loads.sum() if bool(counts.any()) else torch.zeros_like(loads)
     entropy = -float(torch.special.xlogy(choices, choices).sum())
     return LayerLoad(
@@ -121,7 +128,7 @@ def _layer_load(path: str, layer: MoELayer, counts: Tensor, tokens: int, on: tup
         mean_on=float(loads.sum()),
         fewest_on=on[0],
         most_on=on[1],
-        active_fraction=config.active_fraction(neurons, equal),
+        active_fraction=fraction_used(config, loads, neurons),
         entropy=entropy / math.log(config.experts) if config.experts > 1 else 1.0,
         dead=tuple((counts == 0).nonzero().flatten().tolist()),
         dense_weights=neurons * (config.hidden * (2 if config.gated else 1) + config.output),

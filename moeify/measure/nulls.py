@@ -1,12 +1,10 @@
 """Null models: what the experts and the router of a conversion have to beat, or could reach at best.
 
-Each null computes something else in the layers that choose among experts, for the length of a `computed_by` block; no
-weight is touched.
+Each null computes something else in layers for the length of a `computed_by` block; no weight is touched.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,29 +12,27 @@ import torch
 from torch import Tensor
 
 from moeify.layers.moe_layer import MoELayer
-from moeify.measure.substitute import (
-    Compute,
-    best,
-    combined,
-    compensated,
-    gates_of,
-    neuron_outputs,
-    row_gates,
-    values_of,
-)
+from moeify.measure.dense_ffn import DenseFFN
+from moeify.measure.fitted_nulls import FittedNulls, FromHidden
+from moeify.measure.linear_term import LinearTerm
+from moeify.measure.load import LoadMeter
+from moeify.measure.substitute import Compute, best, combined, compensated, gates_of, neuron_outputs, row_gates, values_of
 
 
 @dataclass(frozen=True, eq=False)
 class Null:
     """name: kebab-case. what: one sentence saying what is computed. compute: by layer path.
 
-    fractions: active fraction by layer path, where it differs from the routed layer's.
+    The active fraction of a layer is, by its path, what `fractions` says, else what `meter` measured, else the routed layer's;
+    `extra` is added to it.
     """
 
     name: str
     what: str
     compute: Mapping[str, Compute]
     fractions: Mapping[str, float] = field(default_factory=dict)
+    meter: LoadMeter | None = None
+    extra: Mapping[str, float] = field(default_factory=dict)
 
 
 def choosing(layers: Mapping[str, MoELayer]) -> dict[str, MoELayer]:
@@ -50,7 +46,7 @@ def choosing(layers: Mapping[str, MoELayer]) -> dict[str, MoELayer]:
 
 
 def all_on(layers: Mapping[str, MoELayer]) -> Null:
-    """No top-k and no threshold: the dense model, for a partition with gates 1 and no low-rank term."""
+    """No top-k and no threshold: the dense model, for a partition with gates 1, its own weights and no low-rank term."""
     what = "top-k and threshold are off: all experts run, with the layer's own gates and low-rank term"
     routed = choosing(layers)
     shapes = {path: layer.config for path, layer in routed.items()}
@@ -61,66 +57,83 @@ def all_on(layers: Mapping[str, MoELayer]) -> Null:
 def oracle(layers: Mapping[str, MoELayer]) -> Null:
     """Perfect knowledge of the norms: a bound for routers that rank experts by the size of their output."""
     what = "as many experts as the router takes for each token, but those with the largest norm of gate x output"
-    return Null("oracle-routing", what, dict.fromkeys(choosing(layers), _oracle))
+    meter = LoadMeter()
+    return Null("oracle-routing", what, {path: _oracle(path, meter) for path in choosing(layers)}, meter=meter)
 
 
-def random_partition(layers: Mapping[str, MoELayer], seed: int = 0) -> Null:
-    """Experts of the same sizes, filled at random. Whatever was fitted to the real experts cannot be used with these:
-    every router is replaced by the one that needs no data, and compensation is left out."""
+def random_partition(ffns: Mapping[str, DenseFFN], fitted: Mapping[str, FittedNulls]) -> Null:
+    """Experts filled at random, behind the router that needs no data."""
     what = (
-        "rows are dealt at random to a shared expert and experts of the same sizes; the router is the average key of the new "
-        "experts (for fitted routers too), with as many experts for each token as the real router takes; no compensation"
+        "neurons are dealt at random to a shared expert and equal experts, behind their average keys; a token uses as many as "
+        "the weights of the routed layer pay for; no compensation"
     )
-    return Null("random-partition", what, {path: _random(layer, path, seed) for path, layer in choosing(layers).items()})
+    nulls = {path: found.random for path, found in fitted.items()}
+    computes = {path: _of_hidden(ffns[path], null) for path, null in nulls.items()}
+    return Null("random-partition", what, computes, {path: null.fraction for path, null in nulls.items()})
 
 
-def expert_norms(layer: MoELayer, x: Tensor, h: Tensor, values: Tensor) -> Tensor:
+def static_mask(ffns: Mapping[str, DenseFFN], fitted: Mapping[str, FittedNulls]) -> Null:
+    """The recipe `static` at the same active fraction of every layer."""
+    what = (
+        "the neurons with the largest E[h^2] x squared norm of the down row are on for every token, as many as hold the weights"
+        " that the routed layer uses, and the mean of the others is added; no routing; chosen on the leading tenth of the data"
+    )
+    nulls = {path: found.static for path, found in fitted.items()}
+    computes = {path: _of_hidden(ffns[path], null) for path, null in nulls.items()}
+    return Null("static-mask", what, computes, {path: null.fraction for path, null in nulls.items()})
+
+
+def full_rank_compensation(fitted: Mapping[str, FittedNulls]) -> Null:
+    """What a low-rank term could reach at any rank."""
+    what = (
+        "the converted layers, each with the best linear term of its input in place of what is idle, at full rank; fitted by "
+        "ridge regression on the leading tenth of the data"
+    )
+    computes = {path: _with_term(found.term) for path, found in fitted.items()}
+    extra = {path: found.term_fraction for path, found in fitted.items()}
+    return Null("full-rank-compensation", what, computes, extra=extra)
+
+
+def expert_norms(layer: MoELayer, h: Tensor, values: Tensor) -> Tensor:
     """[tokens, experts]: ||value_e E_e(x)|| for h [tokens, rows] and values [tokens, experts]; every expert is computed."""
     offsets, down = layer.config.offsets, layer.rows.down
-    norms = [
-        torch.linalg.vector_norm(h[:, start:end] @ down[start:end].to(x.dtype), dim=-1)
-        for start, end in zip(offsets, offsets[1:])
-    ]
-    return torch.stack(norms, dim=-1) * values.abs()
+    if layer.config.rows - layer.config.shared == layer.config.experts:  # of one neuron each
+        lengths: Tensor = torch.linalg.vector_norm(down[layer.config.shared :].to(h.dtype), dim=-1)
+        return h[:, layer.config.shared :].abs() * lengths * values.abs()
+    parts = [h[:, start:end] @ down[start:end].to(h.dtype) for start, end in zip(offsets, offsets[1:])]
+    return torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in parts], dim=-1) * values.abs()
 
 
-def _all_on(layer: MoELayer, x: Tensor) -> Tensor:
-    values = values_of(layer, layer.route(x).scores)
-    return _with_choice(layer, x, neuron_outputs(layer, x), values, torch.ones_like(values, dtype=torch.bool))
+def oracle_choice(layer: MoELayer, h: Tensor, values: Tensor, count: Tensor) -> Tensor:
+    """Bool [tokens, experts]: the `count` [tokens] experts of each token with the largest norm of gate x output."""
+    return best(expert_norms(layer, h, values), count)
 
 
-def _oracle(layer: MoELayer, x: Tensor) -> Tensor:
-    routing = layer.route(x)
-    h, values = neuron_outputs(layer, x), values_of(layer, routing.scores)
-    chosen = best(expert_norms(layer, x, h, values), routing.chosen.sum(-1))
-    return _with_choice(layer, x, h, values, chosen)
-
-
-def _with_choice(layer: MoELayer, x: Tensor, h: Tensor, values: Tensor, chosen: Tensor) -> Tensor:
+def with_choice(layer: MoELayer, x: Tensor, h: Tensor, values: Tensor, chosen: Tensor) -> Tensor:
+    """y [tokens, output] of x [tokens, hidden] and h [tokens, rows] with these experts on; values, chosen [tokens, experts]."""
     gates = row_gates(layer, gates_of(layer, values, chosen)).to(x.dtype)
     return compensated(layer, x, combined(layer, h * gates), chosen)
 
 
-def dealt_rows(layer: MoELayer, path: str, seed: int) -> Tensor:
-    """[rows], a permutation: row `dealt[i]` of the layer stands where row i stood. It depends on path and seed alone."""
-    digest = hashlib.sha256(f"{seed}/random-partition/{path}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.randperm(layer.config.rows, generator=generator).to(layer.rows.up.device)
+def _all_on(layer: MoELayer, x: Tensor) -> Tensor:
+    values = values_of(layer, layer.route(x).scores)
+    return with_choice(layer, x, neuron_outputs(layer, x), values, torch.ones_like(values, dtype=torch.bool))
 
 
-def _random(layer: MoELayer, path: str, seed: int) -> Compute:
-    dealt = dealt_rows(layer, path, seed)
-    routed = dealt[layer.config.shared :].split_with_sizes(list(layer.config.sizes))
-    keys, bias = layer.rows.keys
-    mean_keys = torch.stack([keys[rows].float().mean(0) for rows in routed])
-    mean_bias = None if bias is None else torch.stack([bias[rows].float().mean() for rows in routed])
-
+def _oracle(path: str, meter: LoadMeter) -> Compute:
     def compute(layer: MoELayer, x: Tensor) -> Tensor:
-        scores = torch.nn.functional.linear(x.float(), mean_keys, mean_bias)
-        chosen = best(scores, layer.route(x).chosen.sum(-1))
-        by_place = row_gates(layer, gates_of(layer, values_of(layer, scores), chosen)).to(x.dtype)
-        gates = torch.empty_like(by_place)
-        gates[:, dealt] = by_place
-        return combined(layer, neuron_outputs(layer, x) * gates)
+        routing = layer.route(x)
+        h, values = neuron_outputs(layer, x), values_of(layer, routing.scores)
+        chosen = oracle_choice(layer, h, values, routing.chosen.sum(-1))
+        meter.count(path, chosen)
+        return with_choice(layer, x, h, values, chosen)
 
     return compute
+
+
+def _of_hidden(ffn: DenseFFN, null: FromHidden) -> Compute:
+    return lambda layer, x: null(x, ffn.hidden(x))
+
+
+def _with_term(term: LinearTerm) -> Compute:
+    return lambda layer, x: type(layer).forward(layer, x) + term(x)

@@ -19,13 +19,15 @@ class Perplexity:
     """value: exp(nll). nll: mean negative log-likelihood in nats, each predicted token weighing the same.
 
     standard_error: of `value`, from the scatter of the windows (delta method); None for fewer than two windows.
-    tokens: the number of tokens predicted (the first of each window is not).
+    tokens: the number of tokens predicted (the first of each window is not). windows: of each window, in order, the sum of its
+    log-likelihoods, negated, and their number: two models judged on one text are compared window by window.
     """
 
     value: float
     nll: float
     standard_error: float | None
     tokens: int
+    windows: tuple[tuple[float, int], ...] = field(default=(), repr=False)
 
 
 @dataclass
@@ -51,11 +53,11 @@ class PerplexitySum:
             raise InputError("the data holds no token to predict; give windows of at least two tokens")
         nll = math.fsum(total for total, _ in self.windows) / tokens
         value = math.exp(nll) if nll < 700 else math.inf
-        count = len(self.windows)
+        count, windows = len(self.windows), tuple(self.windows)
         if count < 2:
-            return Perplexity(value, nll, None, tokens)
+            return Perplexity(value, nll, None, tokens, windows)
         scatter = math.fsum((total - nll * size) ** 2 for total, size in self.windows)
-        return Perplexity(value, nll, value * math.sqrt(count / (count - 1) * scatter) / tokens, tokens)
+        return Perplexity(value, nll, value * math.sqrt(count / (count - 1) * scatter) / tokens, tokens, windows)
 
 
 def perplexity(model: nn.Module, batches: Iterable[Batch]) -> Perplexity:

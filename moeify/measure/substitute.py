@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moeify.ir.activations import activation
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.routing import ChoiceRule, route
 from moeify.layers.rows import linear
+from moeify.measure.dense_ffn import hidden_of
 
 #: y [tokens, output] of a layer and x [tokens, hidden].
 Compute = Callable[[MoELayer, Tensor], Tensor]
@@ -40,10 +40,7 @@ def computed_by(layers: Mapping[str, MoELayer], compute: Mapping[str, Compute]) 
 
 def neuron_outputs(layer: MoELayer, x: Tensor) -> Tensor:
     """h [tokens, rows] of x [tokens, hidden], all rows of the layer."""
-    act = activation(layer.config.activation)
-    rows = layer.rows
-    up = linear(x, rows.up, rows.up_bias)
-    return act(up) if rows.gate is None else act(linear(x, rows.gate, rows.gate_bias)) * up
+    return hidden_of(layer.rows, layer.config.activation, x)
 
 
 def combined(layer: MoELayer, h: Tensor) -> Tensor:

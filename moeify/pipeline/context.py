@@ -32,6 +32,7 @@ class PassContext:
 
     batches: re-iterable calibration data, or None. seed: from which every generator is derived.
     wanted: the facts that later passes of the pipeline need or use.
+    looked_at: how many of the leading calibration tokens passes look at; None: none of them.
     inputs: gives the FFN inputs of a site, [tokens, hidden] a batch (set by the pass that walks the host).
     measurements: what passes report, by site path, in order. seconds: time spent, by pass name.
     checkpoint: opens another checkpoint of the same model by its path, once however often it is asked for (set by the api).
@@ -42,6 +43,7 @@ class PassContext:
     seed: int = 0
     progress: Progress = no_progress
     wanted: frozenset[type[Fact]] = frozenset()
+    looked_at: int | None = None
     inputs: Callable[[FeedForward], Iterator[Tensor]] | None = None
     measurements: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -12,6 +12,7 @@ from moeify.ir.model_graph import ModelGraph
 from moeify.pipeline.context import PassContext
 from moeify.pipeline.contract import Pass
 from moeify.pipeline.finished import FinishedLayer
+from moeify.pipeline.judging import judge
 from moeify.pipeline.running import run_passes
 from moeify.pipeline.size import parse_size
 
@@ -23,6 +24,9 @@ class EachLayer:
     prefix: the inputs of a layer come from the "converted" layers before it, or from the "dense" ones.
     memory: how much the values that are alive between two layers may take, over all calibration batches ("1GiB" or
         bytes); what is more goes to a temporary file.
+
+    With calibration data every layer is judged before it is spliced, whatever its passes were: moeify.measure.layer_errors,
+    reported as `nulls`. Copies of the FFN are not, for they leave nothing of it idle.
 
     A layer that an earlier run of the same conversion has finished (`PassContext.finished`) is spliced as that run left it,
     and its passes are not run again.
@@ -65,6 +69,7 @@ class EachLayer:
     def _run_passes(self, site: FeedForward, graph: ModelGraph, context: PassContext) -> None:
         notes = len(context.notes)
         run_passes(self.passes, graph.only((site,)), context)
+        judge(site, graph.specs.get(site.path), context)
         if context.finished is not None:
             measured, said = context.measurements.get(site.path, {}), tuple(context.notes[notes:])
             context.finished.keep(site, FinishedLayer(graph.specs.get(site.path), measured, said))

@@ -9,12 +9,19 @@ from moeify.errors import UsageError
 from moeify.ir.facts import CalibrationData, Experts, NeuronImportance
 from moeify.ir.feed_forward import ReadTensor
 from moeify.ir.model_graph import Batch, ModelGraph
+from moeify.pipeline.budget import budget_of
 from moeify.pipeline.context import PassContext, Progress, no_progress
 from moeify.pipeline.contract import Pass
 from moeify.pipeline.finished import FinishedLayers
+from moeify.pipeline.judging import judge
+from moeify.pipeline.layer_nulls import seen_before
+from moeify.pipeline.layer_sample import calibration_tokens
 from moeify.pipeline.order import check_order
 from moeify.pipeline.report import Report, make_report
 from moeify.pipeline.running import run_passes
+
+#: Bytes that values alive between two layers may take where they are judged after all passes.
+_MEMORY = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -47,15 +54,18 @@ class Pipeline:
         Raises UsageError where a pass needs data that is absent, ConversionError where a pass cannot keep its promise.
         """
         self.check(with_data=data is not None)
-        context = PassContext(batches=data, seed=seed, progress=progress, finished=finished, checkpoint=checkpoint)
+        context = PassContext(
+            batches=data, seed=seed, progress=progress, finished=finished, checkpoint=checkpoint,
+            looked_at=calibration_tokens(flatten(self.passes)),
+        )  # fmt: skip
         if data is not None:
             context.put(None, CalibrationData())
         context.notes.extend(self.left_out(with_data=data is not None))
         run_passes(self.passes, graph, context)
-        for site in graph.sites:
-            if site.path in graph.specs:
-                graph.splice(site)
-        return replace(make_report(graph, context), passes=self.passes, seed=seed)
+        _splice_rest(graph, context)
+        report = make_report(graph, context)
+        notes = (*report.notes, *seen_before(report.nulls.values()))
+        return replace(report, notes=notes, passes=self.passes, seed=seed, budget=budget_of(flatten(self.passes)))
 
     def left_out(self, with_data: bool) -> list[str]:
         """A note for each pass that a run without data leaves out."""
@@ -65,6 +75,21 @@ class Pipeline:
     def check(self, *, with_data: bool) -> None:
         """Raises UsageError where a pass needs facts that no other gives, with or without calibration data."""
         check_order(self.passes, frozenset({CalibrationData}) if with_data else frozenset(), with_data)
+
+
+def _splice_rest(graph: ModelGraph, context: PassContext) -> None:
+    """What no each-layer has spliced; judged as there."""
+    left = [site for site in graph.sites if site.path in graph.specs]
+    if left and context.batches is not None:
+        with graph.host.walk(context.batches, "converted", _MEMORY) as walk:
+            context.inputs = walk.inputs
+            for site in left:
+                judge(site, graph.specs[site.path], context)
+                graph.splice(site)
+            context.inputs = None
+    else:
+        for site in left:
+            graph.splice(site)
 
 
 def check_experts(pipeline: Pipeline) -> None:

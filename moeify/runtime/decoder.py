@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,14 @@ _PAST = "past_key_values."
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
+@dataclass(frozen=True, eq=False)
+class Cache:
+    """What a decoder has read: keys and values by layer, [batch, heads, tokens, head_dim], and the mask [batch, tokens]."""
+
+    values: tuple[Any, ...]
+    mask: Array
+
+
 class Decoder:
     """A session with its key-value cache. `step` runs the model on the next tokens of every sequence of the batch.
 
@@ -31,8 +40,8 @@ class Decoder:
         self._past = [name for name in self._inputs if name.startswith(_PAST)]
         if not self._past or not {"input_ids", "attention_mask"} <= set(self._inputs):
             raise InputError("the ONNX file is no decoder with a cache: it lacks input_ids, attention_mask or past_key_values")
-        self._cache: list[Any] = []
-        self._mask: Array = np.zeros((0, 0), dtype=np.int64)
+        #: Steps replace it and change nothing in it: kept, and set again, it takes the decoder back to where it was.
+        self.cache = Cache((), np.zeros((0, 0), dtype=np.int64))
 
     def step(self, ids: Array, mask: Array | None = None) -> Array:
         """Logits [batch, tokens, vocabulary] of ids [batch, tokens].
@@ -42,18 +51,19 @@ class Decoder:
         import onnxruntime
 
         ids = np.asarray(ids, dtype=np.int64)
-        if mask is not None or not self._cache:
-            self._cache = [self._empty(name, len(ids)) for name in self._past]
-            self._mask = np.zeros((len(ids), 0), dtype=np.int64)
+        past = self.cache
+        if mask is not None or not past.values:
+            empty = tuple(self._empty(name, len(ids)) for name in self._past)
+            past = Cache(empty, np.zeros((len(ids), 0), dtype=np.int64))
         new = np.ones_like(ids) if mask is None else np.asarray(mask, dtype=np.int64)
-        self._mask = np.concatenate([self._mask, new], axis=1)
-        feeds = {"input_ids": ids, "attention_mask": self._mask}
+        whole = np.concatenate([past.mask, new], axis=1)
+        feeds = {"input_ids": ids, "attention_mask": whole}
         if "position_ids" in self._inputs:
-            feeds["position_ids"] = np.maximum(self._mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
+            feeds["position_ids"] = np.maximum(whole.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
         values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
         # The cache goes round as it is, without a copy into numpy.
-        found = self._session.run_with_ort_values(self._outputs, values | dict(zip(self._past, self._cache)))
-        self._cache = list(found[1:])
+        found = self._session.run_with_ort_values(self._outputs, values | dict(zip(self._past, past.values)))
+        self.cache = Cache(tuple(found[1:]), whole)
         return np.asarray(found[0].numpy())
 
     def generate(self, ids: Array, new_tokens: int, mask: Array | None = None, end: int | None = None) -> Array:

@@ -22,6 +22,7 @@ def session(
     *,
     replace: Mapping[str, NDArray[Any]] | None = None,
     native: bool | None = None,
+    config: Mapping[str, str] | None = None,
 ) -> onnxruntime.InferenceSession:
     """The file, ready to run. threads: None lets ONNX Runtime choose.
 
@@ -30,6 +31,8 @@ def session(
 
     replace: other values for initializers, by name (`<layer>.k`, say). It turns constant folding off, as that would build the
     old values in: such a session is for comparing numbers, not for speed.
+
+    config: further entries of ONNX Runtime's session configuration, by their keys.
 
     Raises InputError for a file that is missing, empty, cut off, no ONNX model, or without any operation, UsageError where the
     library is asked for and was not built.
@@ -44,6 +47,8 @@ def session(
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
     if wanted() if native is None else native:
         register(options)
     # Held until the session is built: ONNX Runtime reads them in place.
@@ -55,6 +60,11 @@ def session(
         built = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=off)
     except Exception as error:  # onnxruntime's exceptions have no common class of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "moeify:MoE(-1) is not a registered" in reason:
+            raise InputError(
+                f"{path}: its MoE layers have no bodies, it needs the native library (docs/native.md): register it, or export "
+                "with another lowering"
+            ) from error
         raise InputError(f"{path}: ONNX Runtime cannot load it: {reason}") from error
     if not built.get_outputs():
         raise InputError(f"{path}: holds no graph; export it again")

@@ -11,6 +11,7 @@ from moeify.ir.moe_config import MoEConfig
 from moeify.ir.weight_place import WeightPlace
 from moeify.layers.budget import moe_layers
 from moeify.layers.dense_ffn import DenseWeights, Gathering
+from moeify.layers.model_hooks import forget_watcher
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.token_input import TokenInput
 from moeify.splice.way_back import check_way_back, restore
@@ -44,7 +45,7 @@ def put_back(model: nn.Module, weights: dict[str, DenseWeights]) -> None:
         layer = model.get_submodule(path)
         assert isinstance(layer, MoELayer)
         restore(model, layer, weights.pop(path))
-    TokenInput.forget(model)
+    forget_watcher(model, TokenInput)
 
 
 def _fitting(path: str, layer: MoELayer, weights: DenseWeights) -> DenseWeights:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from moeify.errors import UsageError
 from moeify.layers.budget import matching_layers
+from moeify.layers.model_hooks import watcher_of
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.training_door import TrainingDoor
 from moeify.layers.training_notes import Tally
@@ -125,7 +126,7 @@ def enter(model: nn.Module, path: str, layer: MoELayer, state: TrainingState | N
         old.door.states.remove(old)
     layer.training_state = state
     if state is not None:
-        state.door = TrainingDoor.of(model)
+        state.door = watcher_of(model, TrainingDoor)
         state.decodes = _decodes(model, path)
         state.door.states.append(state)
 

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from moeify.ir.feed_forward import FeedForward
+from moeify.measure.dense_ffn import ORDINARY, damped
 from moeify_passes.held_site import token_chunks
-
-#: Squared norms of outputs above so many times the median are damped.
-_ORDINARY = 10.0
 
 #: Tokens that the median is taken over.
 _TOKENS = 4096
@@ -19,11 +17,8 @@ _TOKENS = 4096
 
 @dataclass(frozen=True)
 class TokenWeights:
-    """1 / (1 + |y|^2 / scale), y the dense FFN's output without its bias, at a scale of ten times the median of |y|^2.
-
-    In decoders the first token of a text has outputs hundreds of times as large as others in some layers ("massive
-    activations", Sun et al. 2024, section 2), and a plain sum of squares would be about it alone. What follows a layer is
-    normalised, so that an error counts by its size against the token's own. Ordinary tokens weigh nearly the same.
+    """moeify.measure.dense_ffn.damped, at a scale of ten times the median of |y|^2 over many tokens, y the dense FFN's output
+    without its bias. Ordinary tokens weigh nearly the same.
     """
 
     scale: float
@@ -33,13 +28,11 @@ class TokenWeights:
         """site: with its weights in memory. inputs: [tokens, hidden] of the FFN."""
         some = inputs[:: max(1, len(inputs) // _TOKENS)]
         squares = torch.cat([squared_norms(site, x) for x in token_chunks(some, max(site.neurons, site.output))])
-        return cls(_ORDINARY * float(squares.median()))
+        return cls(ORDINARY * float(squares.median()))
 
     def weights(self, outputs: Tensor) -> Tensor:
         """[tokens] for dense outputs without the output bias, [tokens, output]."""
-        if self.scale <= 0:
-            return torch.ones(len(outputs))
-        return 1 / (1 + outputs.square().sum(1) / self.scale)
+        return damped(outputs.square().sum(1), self.scale)
 
 
 def squared_norms(site: FeedForward, x: Tensor) -> Tensor:

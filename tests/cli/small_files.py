@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 import moeify
 import zoo_huggingface
-from cli.tiny_models import HIDDEN, deep_stack, example, stack, wide_stack
+from cli.tiny_models import HIDDEN, NEURONS, deep_stack, example, stack, wide_stack
 from frontend.exported_traps import TRAPS, write_archive
 from frontend.pickle_traps import save_pickle
+from frontend.tiny_adapter import adapt
 
 _RECIPE = """
 [[pass]]
@@ -130,6 +131,27 @@ def _adapter(path: Path) -> None:
     save_file({"base_model.model.a.lora_A.weight": torch.zeros(2, 4)}, path / "adapter_model.safetensors")
 
 
+def _nan_adapter(path: Path) -> None:
+    """A LoRA adapter of a model in a folder of it, whose weights hold NaN."""
+    path.mkdir()
+    _nan_llama(path / "model")
+    adapt(path / "model", path)
+    config = json.loads((path / "adapter_config.json").read_text("utf-8"))
+    (path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "model"}), "utf-8")
+
+
+def _nan_module() -> nn.Module:
+    """FFNs of torch.nn's classes alone, whose weights hold NaN."""
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(HIDDEN, NEURONS), nn.ReLU(), nn.Linear(NEURONS, HIDDEN)) for _ in range(2)))
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, float("nan"))
+    return model
+
+
+def _nan_program(path: Path) -> None:
+    torch.export.save(torch.export.export(_nan_module(), example()), path)
+
+
 def _old_folder(path: Path) -> None:
     path.mkdir()
     (path / "precious.txt").write_text("keep me", "utf-8")
@@ -141,6 +163,9 @@ FILES: Mapping[str, Callable[[Path], Any]] = MappingProxyType(
         "model.pt": _saved(state),
         "deep.pt": _saved(lambda: deep_stack().state_dict()),
         "nan.pt": _saved(lambda: state(_with_nan)),
+        "nan-module.pt": _saved(_nan_module),
+        "nan.pt2": _nan_program,
+        "nan-adapter": _nan_adapter,
         "shape.pt": _saved(lambda: state(_with_other_shape)),
         "missing.pt": _saved(lambda: state(_without_one)),
         "linear.pt": _saved(lambda: nn.Sequential(nn.Linear(HIDDEN, HIDDEN)).state_dict()),

@@ -87,3 +87,36 @@ def test_an_export_writes_a_file_that_can_be_inspected(moeify: Run, tmp_path: Pa
     forced = moeify(f"export out -o model.onnx {TINY} --force")
     assert forced.code == 0
     assert forced.out.startswith("model.onnx: ")
+
+
+@pytest.mark.usefixtures("converted")
+def test_a_lowering_is_chosen_and_reported(moeify: Run) -> None:
+    done = moeify(f"export out -o standard.onnx {TINY} --lowering standard --tokens 64 --json")
+    assert (done.code, done.err) == (0, "")
+    assert done.data["native_library"] == "unused"
+    assert [(row["layer"], row["lowering"]) for row in done.data["lowered"]] == [
+        ("0.down.layer", "standard"),
+        ("1.down.layer", "standard"),
+    ]
+    assert "4 experts of 8 neurons, top-2; expected speed / dense: " in done.data["lowered"][0]["reason"]
+    assert " at 64 tokens" in done.data["lowered"][0]["reason"]
+    shown = moeify(f"export out -o contrib.onnx {TINY} --lowering contrib")
+    assert (shown.code, shown.err) == (0, "")
+    assert "  2 layers (0.down.layer to 1.down.layer): contrib, com.microsoft: 4 experts of 8 neurons, top-2; " in shown.out
+    auto = moeify(f"export out -o auto.onnx {TINY}")
+    assert "  2 layers (0.down.layer to 1.down.layer): portable, " in auto.out
+    assert "  native library: runs these layers where it is registered\n" in auto.out
+
+
+@pytest.mark.usefixtures("converted")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--lowering fast", "lowering is 'fast': choose one of auto, portable, standard, contrib, native"),
+        ("--tokens 1,many", "--tokens is '1,many': give whole numbers with commas between, such as 1,128"),
+        ("--tokens 0", "tokens is 0: give numbers from 1, such as 1,128"),
+    ],
+)
+def test_wrong_lowerings_are_one_line(options: str, message: str, moeify: Run) -> None:
+    done = moeify(f"export out -o model.onnx {TINY} {options}")
+    assert (done.code, done.out, done.err) == (2, "", f"moeify: error: {message}\n")

@@ -213,13 +213,17 @@ def test_a_fault_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("recipe", "model"), [*((recipe, f"nan.pt {TINY}") for recipe in UPCYCLE_RECIPES), ("lora-experts", "nan-llama")]
+    ("recipe", "model"),
+    [
+        *((recipe, f"nan.pt {TINY}") for recipe in UPCYCLE_RECIPES),
+        *(("lora-experts", model) for model in ("nan-llama", "nan-adapter", "nan-module.pt", "nan.pt2")),
+    ],
 )
 def test_copies_that_exceed_the_memory_are_refused_before_a_weight_is_read(
     recipe: str, model: str, moeify: Callable[[str], Outcome], tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "machine_memory", lambda: 10_000)
-    write_files(["nan.pt", "nan-llama"], tmp_path, kept)
+    write_files([model.split()[0]], tmp_path, kept)
     done = moeify(f"convert {model} -o out --recipe {recipe} --experts 64")
     assert (done.code, done.out) == (2, "")
     assert re.fullmatch(r"moeify: error: the converted weights take .* choose fewer experts \(--experts\), .*\n", done.err)

@@ -57,6 +57,11 @@ _USE: list[tuple[str, str, tuple[str, ...]]] = [
      ("shards is 7", "48 neurons of model.layers.0.mlp", "choose 6 or 8")),
     ("a rank above the matrices", _of_file("lora-experts", _by('kind="lora", rank=9')),
      ("lora.rank is 9", "(8 -> 32 -> 8)", "choose 1 to 8")),
+    *((f"a rank above the matrices of {model}", f"convert {model} -o out --recipe lora-experts " + _by('kind="lora", rank=40'),
+       ("lora.rank is 40", "choose 1 to")) for model in ("nan-module.pt", "nan.pt2", "nan-adapter")),
+    *((f"shards that do not divide, of {model}",
+       f"convert {model} -o out --recipe granular-upcycle --set upcycle-experts.shards=7", ("shards is 7", "neurons of"))
+      for model in ("nan-module.pt", "nan.pt2", "nan-adapter")),
     ("a rank above the matrices, drawn", _of_file("thor", _by('kind="lora", rank=9')), ("lora.rank is 9", "choose 1 to 8")),
     ("a rank above the matrices of a folder", _of_folder("lora-experts", _by('kind="lora", rank=17')),
      ("lora.rank is 17", "model.layers.0.mlp (16 -> 48 -> 16)", "choose 1 to 16")),

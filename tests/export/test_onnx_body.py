@@ -103,7 +103,7 @@ def test_weights_are_folded_into_one_matrix_an_expert(tmp_path: Any) -> None:
     graph = onnx.load(tmp_path / "optimized.onnx").graph
     matrices = sorted(tuple(tensor.dims) for tensor in graph.initializer if len(tensor.dims) == 2)
     assert matrices == [(16, 8)] * 4 + [(32, 8)] * 2
-    assert sum(node.op_type == "Split" for node in graph.node) == 1  # of the tokens
+    assert sum(node.op_type == "Split" for node in graph.node) == 2  # of the tokens and of their x
 
 
 def test_checker_accepts_node_and_body() -> None:

@@ -17,6 +17,7 @@ from moeify.export.onnx.exporting import export_onnx
 from moeify.export.onnx.inspecting import onnx_layers
 from moeify.export.onnx.report import OnnxReport, Port
 from moeify.layers.moe_layer import MoELayer
+from moeify.runtime.native import wanted
 from moeify.runtime.session import session
 from onnx_blocks import HIDDEN, Block, inputs, moe_layer, normal
 
@@ -38,8 +39,9 @@ def test_report(exported: tuple[Block, Path, OnnxReport]) -> None:
     assert report.moe_layers == ("moe",)
     assert report.size == path.stat().st_size
     assert [check.name for check in report.checks] == [
-        f"{prefix}{name}"
+        f"{prefix}{name}{library}"
         for prefix in ("all experts on, ", "")
+        for library in ("", *([", native library"] if wanted() else []))
         for name in ("the example", "batch + 1", "batch + 1, length + 3", "length - 1")
     ]
     assert all(check.distance < 1e-6 and check.flipped == 0 for check in report.checks)
@@ -59,7 +61,7 @@ def test_the_file_gives_what_the_model_gives_at_any_size(exported: tuple[Block, 
         with torch.no_grad():
             want = model(**given)
         y, hidden = runtime.run(None, {name: value.numpy() for name, value in given.items()})
-        np.testing.assert_allclose(y, want["y"].numpy(), atol=2e-5)
+        np.testing.assert_allclose(y, want["y"].numpy(), rtol=1e-6, atol=2e-5)
         np.testing.assert_allclose(hidden, want["hidden"].numpy(), atol=1e-5)
 
 
@@ -147,3 +149,21 @@ def test_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "m.onnx.data").unlink()
     with pytest.raises(InputError, match=r"m\.onnx: ONNX Runtime cannot load it: "):
         session(path)
+
+
+@pytest.mark.parametrize("lowering", ["standard", "contrib"])
+def test_a_layer_that_is_called_twice_in_place_of_nodes(lowering: str, tmp_path: Path) -> None:
+    layer = moe_layer(activation="silu", offsets=(3, 6, 9, 12, 15))
+    export_onnx(nn.Sequential(layer, layer), (normal(1, 4, HIDDEN),), tmp_path / "m.onnx", lowering=lowering)
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    assert [t.name for t in graph.initializer if t.name.endswith((".up", ".k"))] == ["1.up", "1.k"]
+    assert {node.domain for node in graph.node} == {""} | ({"com.microsoft"} if lowering == "contrib" else set())
+    assert sum(node.op_type == "TopK" for node in graph.node) == 2
+
+
+@pytest.mark.parametrize("lowering", ["portable", "standard", "contrib"])
+def test_half_precision_in_every_lowering(lowering: str, tmp_path: Path) -> None:
+    layer = moe_layer(activation="silu", offsets=(3, 6, 9, 12, 15), idle=True).half()
+    report = export_onnx(layer, (normal(6, HIDDEN).half(),), tmp_path / "m.onnx", lowering=lowering)
+    assert (report.inputs[0].dtype, report.outputs[0].dtype) == ("float16", "float16")
+    assert max(check.distance for check in report.checks) < 5e-3

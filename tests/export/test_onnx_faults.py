@@ -12,23 +12,24 @@ import pytest
 from torch import Tensor, nn
 
 from moeify.errors import ConversionError, MoeifyError, OutputError, UsageError
-from moeify.export.onnx import attach
 from moeify.export.onnx.body import moe_function
 from moeify.export.onnx.body_shape import BodyShape
 from moeify.export.onnx.exporting import export_onnx
+from moeify.export.onnx.forms import Form
 from moeify.export.onnx.inspecting import onnx_layers
+from moeify.export.onnx.lowering import bodied
 from onnx_blocks import HIDDEN, moe_layer, normal
 
 
-def _wrong_body(shape: BodyShape, opset: int) -> ir.Function:
-    function = moe_function(replace(shape, activation="relu"), opset)
+def _wrong_body(shape: BodyShape, opset: int, form: Form | None) -> ir.Function:
+    function = moe_function(replace(shape, activation="relu"), opset, form)
     function.overload = shape.overload
     return function
 
 
-def _wrong_choice(shape: BodyShape, opset: int) -> ir.Function:
+def _wrong_choice(shape: BodyShape, opset: int, form: Form | None) -> ir.Function:
     """Right with all experts on: only the choice is that of other experts."""
-    function = moe_function(shape, opset)
+    function = moe_function(shape, opset, form)
     for node in function:
         if node.op_type == "TopK":
             node.attributes["largest"] = ir.AttrInt64("largest", 0)
@@ -44,9 +45,9 @@ def _wrong_choice(shape: BodyShape, opset: int) -> ir.Function:
     ids=["wrong activation", "wrong choice"],
 )
 def test_a_file_that_computes_something_else_is_not_kept(
-    body: Callable[[BodyShape, int], ir.Function], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    body: Callable[[BodyShape, int, Form | None], ir.Function], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attach, "moe_function", body)
+    monkeypatch.setattr(bodied, "moe_function", body)
     with pytest.raises(ConversionError, match=message):
         export_onnx(moe_layer(), (normal(16, HIDDEN),), tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -14,8 +17,11 @@ from moeify.errors import InputError
 from moeify.export.onnx.exporting import export_onnx
 from moeify.export.onnx.report import OnnxReport
 from moeify.runtime.decoder import Decoder
+from moeify.runtime.native import library, register, wanted
 from moeify.runtime.session import session
 from zoo import EXPORTED, WITH_SITES, WITHOUT_SITES, ZOO, Zoo, ids
+
+needs_library = pytest.mark.skipif(library() is None, reason="the native library was not built")
 
 Exported = tuple[Zoo, Path, OnnxReport]
 
@@ -53,8 +59,12 @@ def test_names_and_axes_of_a_decoder(llama: Exported) -> None:
 
 
 def test_a_decoder_is_checked_with_its_cache(llama: Exported) -> None:
-    names = [check.name for check in llama[2].checks]
-    assert names == [f"{prefix}prefill and steps, batch {batch}" for prefix in ("all experts on, ", "") for batch in (1, 3)]
+    assert [check.name for check in llama[2].checks] == [
+        f"{prefix}prefill and steps, batch {batch}{by}"
+        for prefix in ("all experts on, ", "")
+        for by in ("", *([", native library"] if wanted() else []))
+        for batch in (1, 3)
+    ]
     assert max(check.distance for check in llama[2].checks) < 2e-6
 
 
@@ -90,6 +100,24 @@ def test_steps_give_the_logits_of_one_long_prefill(llama: Exported) -> None:
     parts = [decoder.step(tokens[:, :4], np.ones((2, 4), dtype=np.int64))]
     parts += [decoder.step(tokens[:, i : i + 1]) for i in range(4, 9)]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_library)])
+def test_fusions_of_onnx_runtime_work_beside_our_nodes(native: bool, llama: Exported, tmp_path: Path) -> None:
+    zoo, path, _ = llama
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    if native:
+        register(options)
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    operators = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    layers = config(zoo).num_hidden_layers
+    assert operators["SimplifiedLayerNormalization"] == 2 * layers + 1
+    assert operators["FusedMatMul"] == layers  # the scale of attention
+    assert operators["MoE"] == (layers if native else 0)
+    assert native or operators["QuickGelu"] >= layers  # SiLU, inside of bodies too
+    assert not {"Reciprocal", "Pow", "ReduceMean"} & set(operators)
 
 
 def test_an_encoder(tmp_path: Path) -> None:

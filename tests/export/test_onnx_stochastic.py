@@ -18,6 +18,7 @@ from converted import distance, main_output
 from layers.stochastic_layers import HIDDEN, TokenModel, experts_of, inputs, stochastic_layer
 from moeify import api
 from moeify.export.onnx.exporting import export_onnx
+from moeify.layers.model_hooks import watcher_of
 from moeify.layers.token_input import TokenInput
 from moeify.runtime.session import session
 from zoo import ZOO
@@ -53,7 +54,7 @@ def test_without_ids_sequence_and_place_decide_alike(tmp_path: Path) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.moe = stochastic_layer(5, inference="fixed")
-            self.moe.router.tokens = TokenInput.of(self)  # type: ignore[union-attr]  # a stochastic one
+            self.moe.router.tokens = watcher_of(self, TokenInput)  # type: ignore[union-attr]  # a stochastic one
 
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return self.moe(x), self.moe.router(x)  # type: ignore[misc]  # a stochastic one

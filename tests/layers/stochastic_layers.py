@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moeify.ir.moe_config import MoEConfig, RouterConfig
+from moeify.layers.model_hooks import watcher_of
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.stochastic_router import StochasticRouter
 from moeify.layers.token_input import TokenInput
@@ -39,7 +40,7 @@ class TokenModel(nn.Module):
         self.scores = scores
         self.embedding = nn.Embedding(50, HIDDEN)
         self.moe = layer
-        router_of(layer).tokens = TokenInput.of(self)
+        router_of(layer).tokens = watcher_of(self, TokenInput)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
         x = self.embedding(input_ids)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layers.stochastic_layers import HIDDEN, TokenModel, router_of, stochastic_layer
+from moeify.layers.model_hooks import watcher_of
 from moeify.layers.token_input import TokenInput
 
 IDS = torch.tensor([[7, 8, 9], [4, 5, 6]])
@@ -28,7 +29,7 @@ class Seeing(nn.Module):
     def forward(self, *args: Any, fail: bool = False, **kwargs: Any) -> int:
         if fail:
             raise ValueError("broken")
-        self.found = TokenInput.of(self).at(torch.zeros(self.shape))
+        self.found = watcher_of(self, TokenInput).at(torch.zeros(self.shape))
         return 0
 
 
@@ -39,7 +40,7 @@ class Cache:
 
 def seen(*args: Any, shape: tuple[int, ...] = (2, 3, HIDDEN), **kwargs: Any) -> tuple[Tensor, Tensor]:
     model = Seeing(*shape)
-    TokenInput.of(model)
+    watcher_of(model, TokenInput)
     model(*args, **kwargs)
     assert model.found is not None
     return model.found
@@ -88,7 +89,7 @@ def test_without_ids_it_is_sequence_and_place(args: tuple[Any, ...]) -> None:
 
 def test_what_was_seen_is_forgotten_when_the_call_ends() -> None:
     model = Seeing(2, 3, HIDDEN)
-    tokens = TokenInput.of(model)
+    tokens = watcher_of(model, TokenInput)
     model(IDS)
     assert tokens.at(torch.zeros(2, 3, HIDDEN))[0].tolist() == [[0, 0, 0], [1, 1, 1]]
     with pytest.raises(ValueError, match="broken"):
@@ -98,7 +99,7 @@ def test_what_was_seen_is_forgotten_when_the_call_ends() -> None:
 
 def test_a_model_has_one() -> None:
     model = Seeing(1)
-    assert TokenInput.of(model) is TokenInput.of(model)
+    assert watcher_of(model, TokenInput) is watcher_of(model, TokenInput)
     assert len(model._forward_pre_hooks) == 1
 
 
@@ -106,8 +107,8 @@ def test_a_model_has_one() -> None:
 def test_a_copied_model_sees_for_itself(copied: Any) -> None:
     model = TokenModel(stochastic_layer(8, inference="fixed"))
     other = copied(model)
-    assert TokenInput.of(other) is router_of(other.moe).tokens
-    assert TokenInput.of(other) is not TokenInput.of(model)
+    assert watcher_of(other, TokenInput) is router_of(other.moe).tokens
+    assert watcher_of(other, TokenInput) is not watcher_of(model, TokenInput)
     assert torch.equal(other(IDS)["scores"], model(IDS)["scores"])
 
 

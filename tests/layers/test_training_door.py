@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from moeify.layers.model_hooks import watcher_of
 from moeify.layers.training_door import TrainingDoor
 from moeify.training.settings import auxiliary_loss, set_training
 from training.trained_models import HIDDEN, moe_layer, values
@@ -61,10 +62,10 @@ def test_a_decoder_without_an_encoder_takes_the_only_mask() -> None:
 
 def test_a_model_has_one_door() -> None:
     model = nn.Sequential(moe_layer())
-    assert TrainingDoor.of(model) is TrainingDoor.of(model)
+    assert watcher_of(model, TrainingDoor) is watcher_of(model, TrainingDoor)
     set_training(model, z_loss=1.0)
     set_training(model, load_balance=1.0)
-    assert len(TrainingDoor.of(model).states) == 1
+    assert len(watcher_of(model, TrainingDoor).states) == 1
     outer = nn.Sequential(model)
     set_training(outer, z_loss=1.0)
-    assert (len(TrainingDoor.of(model).states), len(TrainingDoor.of(outer).states)) == (0, 1)
+    assert (len(watcher_of(model, TrainingDoor).states), len(watcher_of(outer, TrainingDoor).states)) == (0, 1)

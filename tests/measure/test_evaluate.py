@@ -41,15 +41,23 @@ def test_figures_are_those_of_the_parts() -> None:
     assert found.data["tokens"] == 240
 
 
-def test_nulls_are_scored_on_what_did_not_choose_the_static_mask() -> None:
+def test_nulls_are_scored_on_what_they_were_not_fitted_on() -> None:
     model, dense, data = converted_llama(), llama(), batches(21)
     seen: list[tuple[str, int, int | None]] = []
     found = evaluate_model(model, data, dense=dense, nulls=True, progress=lambda *step: seen.append(step))
     names = [score.name for score in found.scores]
-    assert names == ["dense", "converted", "all-on", "oracle-routing", "random-partition", "static-mask"]
+    assert names == [
+        "dense",
+        "converted",
+        "all-on",
+        "oracle-routing",
+        "random-partition",
+        "static-mask",
+        "full-rank-compensation",
+    ]
     assert found.batches == 19
     assert seen[-1] == ("evaluate", 19, 19)
-    assert any("first 2 of 21 batches chose the static mask" in note for note in found.notes)
+    assert any("fitted on the first 2 of 21 batches" in note for note in found.notes)
     rest = data[2:]
     by_name = {score.name: score for score in found.scores}
     assert by_name["dense"].perplexity == perplexity(dense, rest)
@@ -154,8 +162,8 @@ def test_json_round_trips(nulls: bool) -> None:
 def test_tables() -> None:
     found = evaluate_model(converted_llama(), batches(3, tokens=40), dense=llama(), nulls=True)
     table = found.score_table()
-    assert table[0][:3] == ("model", "active fraction", "perplexity")
-    assert len(table) == 7
+    assert table[0][:4] == ("model", "active fraction", "perplexity", "/ dense")
+    assert len(table) == 8
     assert {len(row) for row in table} == {len(table[0])}
     layers = found.layer_table()
     assert layers[0][0] == "layer"

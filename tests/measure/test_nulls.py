@@ -15,13 +15,15 @@ from layers.composed_layers import RULES, composed_layer
 from layers.composed_layers import inputs as composed_inputs
 from measure.small_models import HIDDEN, NEURONS, batches, converted_llama, llama, logits_of, moe_of
 from moeify.ir.composition import Composition
+from moeify.ir.model_graph import Batch
 from moeify.ir.moe_config import RouterConfig
 from moeify.layers.budget import moe_layers, set_top_k
 from moeify.layers.folding import folded
 from moeify.layers.moe_layer import MoELayer
+from moeify.measure.dense_ffn import DenseFFN, damped
+from moeify.measure.linear_term import linear_term
 from moeify.measure.null_models import null_models
-from moeify.measure.nulls import Null, all_on, dealt_rows, expert_norms, oracle, random_partition
-from moeify.measure.static_mask import static_mask
+from moeify.measure.nulls import Null, all_on, expert_norms, oracle, oracle_choice
 from moeify.measure.substitute import best, computed_by, neuron_outputs, values_of
 
 PATH = "model.layers.0.mlp"
@@ -129,59 +131,85 @@ def test_the_oracle_captures_at_least_the_norm_mass_of_the_router(seed: int, k: 
     layer, x = layer_of(seed=seed, top_k=k), sample(20, seed)
     with torch.no_grad():
         routing = layer.route(x)
-        norms = expert_norms(layer, x, neuron_outputs(layer, x), values_of(layer, routing.scores))
+        norms = expert_norms(layer, neuron_outputs(layer, x), values_of(layer, routing.scores))
         ideal = best(norms, routing.chosen.sum(-1))
     assert torch.equal(ideal.sum(-1), routing.chosen.sum(-1))
     assert bool(((norms * ideal).sum(-1) >= (norms * routing.chosen).sum(-1) - 1e-6).all())
 
 
-@pytest.mark.parametrize("options", [{}, {"sizes": (2, 4, 14, 20)}, {"router": MLP}, {"rank": 2, "idle": True}], ids=str)
-def test_random_partition_by_hand(options: dict[str, Any]) -> None:
-    layer, x = layer_of(**options), sample()
-    null = random_partition({"a": layer}, seed=3)
-    found = within(null, layer, x, "a")
-    # Every token's output is the sum of the rows of the new shared expert and of two of the new experts.
-    order = dealt_rows(layer, "a", 3)
-    assert sorted(order.tolist()) == list(range(NEURONS))
-    dealt = layer_of(**{**options, "router": RouterConfig("average-key"), "rank": 0, "idle": False})
-    with torch.no_grad():
-        for name in ("up", "gate", "down"):
-            dealt.get_parameter(name).copy_(layer.get_parameter(name)[order])
-        runs = zip(dealt.config.offsets, dealt.config.offsets[1:])
-        dealt.state_dict()["router.weight"].copy_(torch.stack([dealt.get_parameter("gate")[a:b].mean(0) for a, b in runs]))
-        close(found, dealt(x))
-    assert not torch.equal(found, within(random_partition({"a": layer}, seed=4), layer, x, "a"))
-    assert torch.equal(found, within(random_partition({"a": layer}, seed=3), layer, x, "a"))
-
-
-def test_static_mask_by_hand() -> None:
+@pytest.mark.parametrize("given_dense", [False, True])
+def test_nulls_of_the_dense_ffn_by_hand(given_dense: bool) -> None:
+    """Static mask and compensation; without the dense model they are made of the layer's own rows, which are a partition."""
     model, data = converted_llama(layers=1), batches(4)
-    layers = moe_layers(model)
-    layer = layers[PATH]
-    null = static_mask(model, layers, data[:2])
-    inputs = []
-    handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].reshape(-1, HIDDEN)))
-    for batch in data[:2]:
-        logits_of(model, batch)
-    handle.remove()
-    weights = layer.state_dict()
+    layers, dense = moe_layers(model), llama(layers=1).get_submodule(PATH)
+    ffns = {PATH: DenseFFN.of_layer(moe_of(dense, seed=5))} if given_dense else {}
+    by_name = {null.name: null for null in null_models(model, layers, data[:2], ffns, 0, [])}
+    x, inputs = sample(), seen(model, data[:2])
+    gate, up, down = (dense.get_submodule(f"{name}_proj").get_parameter("weight").detach() for name in ("gate", "up", "down"))
 
     def hidden(x: Tensor) -> Tensor:
-        h: Tensor = torch.nn.functional.silu(x @ weights["gate"].T) * (x @ weights["up"].T)
+        h: Tensor = torch.nn.functional.silu(x @ gate.T) * (x @ up.T)
         return h
 
-    gains = hidden(torch.cat(inputs)).square().mean(0) * weights["down"].square().sum(-1)
-    rows = round(layer.config.active_fraction(NEURONS) * NEURONS)
-    kept = gains.topk(rows).indices
-    x = sample()
-    close(within(null, layer, x, PATH), hidden(x)[:, kept] @ weights["down"][kept])
-    assert null.fractions == {PATH: rows / NEURONS}
+    h = hidden(inputs)
+    gains = h.square().mean(0) * down.T.square().sum(-1)
+    rows = round(layers[PATH].config.active_fraction(NEURONS) * NEURONS)
+    kept = torch.zeros(NEURONS, dtype=torch.bool).index_fill_(0, gains.topk(rows).indices, True)
+    mean = h.mean(0)
+    static = by_name["static-mask"]
+    close(within(static, layers[PATH], x, PATH), hidden(x) @ (down.T * kept[:, None]) + (mean * ~kept) @ down.T)
+    assert static.fractions == {PATH: rows / NEURONS}
     assert 28 < rows < 31  # shared 8, two experts of 10, and what the router's weights would hold
+    with torch.no_grad():
+        missing, weights = h @ down.T - layers[PATH](inputs), damped((h @ down.T).square().sum(-1))
+        term, routed = linear_term(inputs, missing, weights), layers[PATH](x)
+    compensated = by_name["full-rank-compensation"]
+    close(within(compensated, layers[PATH], x, PATH), routed + term(x))
+    assert compensated.extra == {PATH: HIDDEN * HIDDEN / (3 * HIDDEN * NEURONS)}
+    random = by_name["random-partition"]
+    assert random.fractions[PATH] <= layers[PATH].config.active_fraction(NEURONS) < random.fractions[PATH] + 1 / NEURONS
 
 
-def nulls_of(model: nn.Module) -> list[Null]:
-    layers = moe_layers(model)
-    return [all_on(layers), oracle(layers), random_partition(layers), static_mask(model, layers, batches(1))]
+def seen(model: nn.Module, data: list[Batch]) -> Tensor:
+    """The first layer's inputs on the data."""
+    inputs: list[Tensor] = []
+    handle = moe_layers(model)[PATH].register_forward_pre_hook(lambda _, args: inputs.append(args[0].reshape(-1, HIDDEN)))
+    for batch in data:
+        logits_of(model, batch)
+    handle.remove()
+    return torch.cat(inputs)
+
+
+def test_padding_fits_no_null() -> None:
+    model = converted_llama(layers=1)
+    ids = batches(1, tokens=12)[0]["input_ids"]  # type: ignore[call-overload]  # a dict
+    mask = torch.ones_like(ids).index_fill_(1, torch.arange(8, 12), 0)
+    short: list[Batch] = [{"input_ids": ids[:, :8]}]
+    padded: list[Batch] = [{"input_ids": ids, "attention_mask": mask}]
+    x = sample()
+    outputs = []
+    for data in (short, padded):
+        layers = moe_layers(model)
+        outputs.append([within(n, layers[PATH], x, PATH) for n in null_models(model, layers, data, {}, 0, [])])
+    for one, other in zip(*outputs):
+        close(one, other)
+
+
+def test_the_oracle_measures_what_it_uses() -> None:
+    layer, x = layer_of(sizes=(2, 4, 14, 20)), sample()
+    null = oracle({"": layer})
+    within(null, layer, x)
+    assert null.meter is not None
+    (load,) = null.meter.results({"": layer})
+    with torch.no_grad():
+        h, routing = neuron_outputs(layer, x), layer.route(x)
+        chosen = oracle_choice(layer, h, values_of(layer, routing.scores), routing.chosen.sum(-1))
+    rows = 8 + float((chosen.float() @ torch.tensor([2.0, 4.0, 14.0, 20.0])).mean())
+    assert load.active_fraction == pytest.approx(rows / NEURONS + 4 * HIDDEN / (3 * HIDDEN * NEURONS))
+
+
+def nulls_of(model: nn.Module) -> tuple[Null, ...]:
+    return null_models(model, moe_layers(model), batches(1), {}, 0, [])
 
 
 def test_nulls_leave_no_trace() -> None:
@@ -194,7 +222,7 @@ def test_nulls_leave_no_trace() -> None:
         with computed_by(moe_layers(model), null.compute):
             different += not torch.equal(logits_of(model, batch), output)
         assert torch.equal(logits_of(model, batch), output)
-    assert different == 4
+    assert different == 5
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -213,22 +241,29 @@ def test_a_null_that_fails_leaves_no_trace_either() -> None:
     assert torch.equal(logits_of(model, batch), output)
 
 
-NOTES: dict[str, tuple[Callable[[], nn.Module], dict[str, int], list[str], str]] = {
-    "all four": (converted_llama, {}, ["all-on", "oracle-routing", "random-partition", "static-mask"], ""),
-    "scaled experts": (
-        lambda: converted_llama(gate_rule="softmax"), {}, ["all-on", "oracle-routing", "random-partition"], "no static mask",
-    ),
-    "copied experts": (converted_llama, {PATH: 24}, ["all-on", "oracle-routing"], "no random partition and no static mask"),
-    "all experts on": (lambda: converted_llama(top_k=4), {}, [], "no layer chooses among its experts"),
-    "a dense model": (llama, {}, [], "no layer chooses among its experts"),
+ALL = ["all-on", "oracle-routing", "random-partition", "static-mask", "full-rank-compensation"]
+
+#: Caption -> model, whether the dense model is given, the nulls that there are, a note about it.
+NOTES: dict[str, tuple[Callable[[], nn.Module], bool, list[str], str]] = {
+    "all five": (converted_llama, True, ALL, ""),
+    "own rows": (converted_llama, False, ALL, "made of the converted layers' own rows"),
+    "scaled experts": (lambda: converted_llama(gate_rule="softmax"), False, ALL[:2], "give the dense model"),
+    "scaled experts beside the dense ones": (lambda: converted_llama(gate_rule="softmax"), True, ALL, ""),
+    "fewer rows": (lambda: converted_llama(neurons=50), False, ALL[:2], "give the dense model"),
+    "fewer rows, no routing": (lambda: converted_llama(neurons=50, router=None, top_k=None), True, ALL[2:], ""),
+    "copies": (lambda: converted_llama(shards=2), True, ALL[:2], "the experts are copies"),
+    "all experts on": (lambda: converted_llama(top_k=4), True, [], "every layer runs all of its experts"),
+    "a dense model": (llama, True, [], "every layer runs all of its experts"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", NOTES)
 def test_which_nulls_fit(case: str) -> None:
-    make, neurons, names, note = NOTES[case]
+    make, known, names, note = NOTES[case]
     model, notes = make(), list[str]()
-    found = null_models(model, moe_layers(model), batches(1), neurons, 0, notes)
+    layers = moe_layers(model)
+    dense = {path: DenseFFN.of_layer(moe_of(llama().get_submodule(path))) for path in layers} if known else {}
+    found = null_models(model, layers, batches(1), dense, 0, notes)
     assert [null.name for null in found] == names
     assert all(null.what for null in found)
     assert (note in notes[0]) if note else not notes

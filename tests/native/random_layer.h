@@ -45,6 +45,7 @@ float value(bool extreme) {
 struct Case {
   Buffer buffers[kInputs];
   Inputs inputs;
+  std::vector<std::uint8_t> integers[kInputs];  // of up, gate and down with `bits`
   Attributes attributes;
   Stored stored;
 
@@ -69,6 +70,24 @@ struct Case {
     inputs.tensors[i] = {buffers[i].bytes.get() + shift, std::move(shape), true};
   }
 
+  // Integers of any value [rows, width] with their scales.
+  void add_weights(Input i, Input scale, std::int64_t rows, std::int64_t width, bool extreme, float size) {
+    const int bits = attributes.bits;
+    integers[i].resize(static_cast<std::size_t>(rows * width * bits / 8));
+    for (std::uint8_t& v : integers[i]) v = static_cast<std::uint8_t>(extreme && rng() % 4 == 0 ? (rng() % 2 ? 0 : 255) : rng());
+    const std::size_t shift = rng() % 4;
+    buffers[i].bytes.reset(new char[integers[i].size() + shift]);
+    if (!integers[i].empty()) std::memcpy(buffers[i].bytes.get() + shift, integers[i].data(), integers[i].size());
+    inputs.tensors[i] = {buffers[i].bytes.get() + shift, {rows, width * bits / 8}, true};
+    add(scale, {rows, bits == 8 ? 1 : width / kBlock}, extreme, size / (bits == 8 ? 127.0f : 7.0f));
+    const std::int64_t block = bits == 8 ? width : kBlock;
+    for (std::int64_t n = 0; n < rows * width; ++n) {
+      const auto byte = integers[i][static_cast<std::size_t>(bits == 8 ? n : n / 2)];
+      const int whole = bits == 8 ? byte - 128 : (n % 2 ? byte >> 4 : byte & 15) - 8;
+      buffers[i].values.push_back(static_cast<float>(whole) * at(scale, n / block));
+    }
+  }
+
   // 0 for inputs that are absent.
   float at(Input i, std::int64_t n) const {
     return buffers[i].values.empty() ? 0 : buffers[i].values[static_cast<std::size_t>(n)];
@@ -78,22 +97,28 @@ struct Case {
 Case draw() {
   Case c;
   static const int names[] = {0, 1, 7, 10};
-  c.attributes = {names[rng() % 4], static_cast<GateRule>(rng() % 3), flip()};
-  c.stored = static_cast<Stored>(rng() % 3);
+  c.attributes = {names[rng() % 4], static_cast<GateRule>(rng() % 3), flip(), static_cast<int>(pick({0, 0, 8, 8, 4}))};
+  const int bits = c.attributes.bits;
+  c.stored = bits ? Stored::float32 : static_cast<Stored>(rng() % 3);
   const bool extreme = flip();
-  const std::int64_t tokens = pick({0, 1, 2, 4, 5, 6, 7, 13, 40}), hidden = pick({1, 5, 16, 17, 70, 1030}),
-                     output = pick({0, 1, 5, 16, 63, 64, 65, 130}), experts = pick({1, 2, 3, 24}), rank = pick({0, 1, 9});
+  const std::int64_t tokens = pick({0, 1, 2, 4, 5, 6, 7, 13, 40}),
+                     hidden = bits == 4 ? pick({32, 96, 1024}) : pick({1, 5, 16, 17, 70, 1030}),
+                     output = bits == 4 ? pick({0, 32, 64, 160}) : pick({0, 1, 5, 16, 63, 64, 65, 130}), experts = pick({1, 2, 3, 24}), rank = pick({0, 1, 9});
   std::vector<std::int64_t> offsets{flip() ? 0 : pick({1, 8, 70})};
   for (std::int64_t e = 0; e < experts; ++e) offsets.push_back(offsets.back() + pick({0, 1, 8, 16, 67}));
   const std::int64_t rows = offsets.back();
   c.add(kX, {tokens, hidden}, extreme);
   c.add(kScores, {tokens, experts}, false, 3, rng() % 4 == 0);
-  c.add(kUp, {rows, hidden}, extreme, 1 / std::sqrt(static_cast<float>(hidden)));
-  c.add(kDown, {rows, output}, extreme, 0.3f);
+  const auto matrix = [&](Input i, Input scale, std::int64_t width, float size) {
+    bits ? c.add_weights(i, scale, rows, width, extreme, size) : c.add(i, {rows, width}, extreme, size);
+  };
+  const float size = 1 / std::sqrt(static_cast<float>(hidden));
+  matrix(kUp, kUpScale, hidden, size);
+  matrix(kDown, kDownScale, output, 0.3f);
   c.add_integers(kOffsets, {experts + 1}, offsets);
   if (flip()) c.add_integers(kK, {}, {1 + static_cast<std::int64_t>(rng() % static_cast<unsigned>(experts))});
   if (flip()) c.add(kThreshold, {}, false);
-  if (flip()) c.add(kGate, {rows, hidden}, extreme, 1 / std::sqrt(static_cast<float>(hidden)));
+  if (flip()) matrix(kGate, kGateScale, hidden, size);
   if (flip()) c.add(kUpBias, {rows}, extreme);
   if (c.inputs[kGate].given && flip()) c.add(kGateBias, {rows}, extreme);
   if (flip()) c.add(kSelectionBias, {experts}, false);

@@ -18,6 +18,7 @@ import moeify
 from layers.stochastic_layers import stochastic_layer
 from moeify.errors import UsageError
 from moeify.layers.budget import moe_layers
+from moeify.layers.model_hooks import watcher_of
 from moeify.layers.router_losses import load_balance, probabilities, z_loss
 from moeify.layers.training_door import TrainingDoor
 from moeify.training.settings import auxiliary_loss, set_training
@@ -195,7 +196,7 @@ def test_a_model_is_copied_and_pickled_after_a_forward() -> None:
             auxiliary_loss(other)
         other(x)
         assert torch.equal(auxiliary_loss(other), value)
-        assert TrainingDoor.of(other) is not TrainingDoor.of(model)
+        assert watcher_of(other, TrainingDoor) is not watcher_of(model, TrainingDoor)
     assert torch.equal(auxiliary_loss(model), value)
 
 

@@ -1,4 +1,4 @@
-"""Opaque `moeify::MoE` nodes => nodes with a name, a settable k and a body."""
+"""The opaque `moeify::MoE` and `moeify::QMoE` nodes of a graph: read, named by their layers, their k made settable."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moeify.errors import ConversionError
-from moeify.export.onnx.body import OPSET, moe_function
-from moeify.export.onnx.body_shape import DOMAIN, INPUTS, OPERATOR, OPTIONAL, VERSION, BodyShape
+from moeify.export.onnx.body_shape import DOMAIN, INPUTS, OPERATOR, OPTIONAL, QUANTISED, QUANTISED_INPUTS, BodyShape
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,18 +31,29 @@ class MoENode:
         """The rows of each routed expert."""
         return tuple(b - a for a, b in zip(self.offsets, self.offsets[1:]))
 
+    @property
+    def size(self) -> int:
+        """The rows of every routed expert where all have as many, else 0."""
+        return self.sizes[0] if len(set(self.sizes)) == 1 else 0
+
 
 def moe_nodes(model: ir.Model) -> list[ir.Node]:
     """The MoE nodes of the main graph and of graphs inside its nodes, in order."""
     import onnx_ir as ir
 
     nodes = ir.traversal.RecursiveGraphIterator(model.graph)
-    return [node for node in nodes if node.domain == DOMAIN and node.op_type == OPERATOR]
+    return [node for node in nodes if node.domain == DOMAIN and node.op_type in (OPERATOR, QUANTISED)]
+
+
+def given_inputs(node: ir.Node) -> dict[str, ir.Value]:
+    """The inputs of an MoE node by their names."""
+    names = QUANTISED_INPUTS if node.op_type == QUANTISED else INPUTS
+    return {name: value for name, value in zip(names, node.inputs) if value is not None}
 
 
 def read_node(node: ir.Node) -> MoENode:
     """Raises ConversionError where the node does not follow docs/moe-layer.md."""
-    given = {name: value for name, value in zip(INPUTS, node.inputs) if value is not None}
+    given = given_inputs(node)
     offsets, up, down = _values(given, "offsets", node), given.get("up"), given.get("down")
     if offsets is None or up is None or down is None or up.shape is None or down.shape is None:
         raise ConversionError(f"{node.name}: an MoE node without offsets, up or down of known shape")
@@ -54,36 +64,33 @@ def read_node(node: ir.Node) -> MoENode:
         gate_rule=node.attributes.get_string("gate_rule", "one"),
         normalize=bool(node.attributes.get_int("normalize", 0)),
         present=frozenset(given) & frozenset(OPTIONAL),
+        bits=node.attributes.get_int("bits", 0) if node.op_type == QUANTISED else 0,
     )
     k = _values(given, "k", node)
     weight = up.name or ""
     return MoENode(
         name=weight.removesuffix(".up") if weight.endswith(".up") else node.name or OPERATOR,
-        hidden=up.shape.numpy()[1],
-        output=down.shape.numpy()[1],
+        hidden=up.shape.numpy()[1] * (2 if shape.bits == 4 else 1),
+        output=down.shape.numpy()[1] * (2 if shape.bits == 4 else 1),
         offsets=tuple(int(o) for o in offsets),
         shape=shape,
         k=None if k is None else int(k),
     )
 
 
-def attach_bodies(model: ir.Model) -> tuple[MoENode, ...]:
-    """Names each node by its layer, makes its k an initializer `<layer>.k`, adds the bodies. Changes the model."""
+def named_nodes(model: ir.Model) -> tuple[tuple[ir.Node, MoENode], ...]:
+    """Names each node by its layer and makes its k an initializer `<layer>.k`. Changes the model."""
     found = []
     for node in moe_nodes(model):
         read = read_node(node)
         node.name = _free(model, read.name)
-        node.overload = read.shape.overload
-        offsets = node.inputs[INPUTS.index("offsets")]
+        inputs = read.shape.inputs
+        offsets = node.inputs[inputs.index("offsets")]
         if offsets is not None and offsets.name:
             offsets.name = offsets.name.replace("._offsets", ".offsets")  # the attribute of MoELayer
         if read.k is not None:
-            node.replace_input_with(INPUTS.index("k"), _initializer(model, f"{read.name}.k", read.k))
-        function = moe_function(read.shape, model.graph.opset_imports.get("", OPSET))
-        model.functions.setdefault(function.identifier(), function)
-        found.append(read)
-    if found:
-        model.graph.opset_imports[DOMAIN] = VERSION
+            node.replace_input_with(inputs.index("k"), _initializer(model, f"{read.name}.k", read.k))
+        found.append((node, read))
     return tuple(found)
 
 

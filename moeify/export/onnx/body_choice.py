@@ -35,7 +35,7 @@ def mask(op: Operations, shape: BodyShape, v: dict[str, ir.Value], value: ir.Val
 
 def _largest(op: Operations, biased: ir.Value, k: ir.Value) -> ir.Value:
     """Among the k largest? [tokens, experts], bool. TopK gives the lower index first where values are equal."""
-    _, index = op.several(2, "TopK", biased, op("Reshape", k, op.constant([1])), axis=-1, largest=1, sorted=1)
+    _, index = op.several(2, "TopK", biased, op("Reshape", k, op.constant([1])), axis=-1, largest=1, sorted=0)
     off = op("Cast", op.full(0.0, op("Shape", biased)), to=BOOL)
     return op("ScatterElements", off, index, op("Equal", index, index), axis=1)
 

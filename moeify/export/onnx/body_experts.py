@@ -14,21 +14,16 @@ if TYPE_CHECKING:
 
     Values = dict[str, ir.Value]
 
-#: From so many experts on they are run at once.
-FINE = 128
 
-
-def split_experts(op: Operations, shape: BodyShape, v: Values) -> tuple[Values | None, list[Values]]:
-    """The row-wise weights of the shared expert (None: there is none) and of every routed expert."""
-    starts = op("Slice", v["offsets"], op.constant([0]), op.constant([-1]))
-    ends = op("Slice", v["offsets"], op.constant([1]), op.constant([shape.experts + 1]))
-    sizes = op("Sub", ends, starts)
-    if shape.shared:
-        sizes = op("Concat", op("Slice", v["offsets"], op.constant([0]), op.constant([1])), sizes, axis=0)
-    count = shape.experts + shape.shared
-    parts = {name: op.several(count, "Split", v[name], sizes, axis=0) for name in ROWWISE if name in v}
-    runs = [{name: part[i] for name, part in parts.items()} for i in range(count)]
-    return (runs[0], runs[1:]) if shape.shared else (None, runs)
+def split_shared(op: Operations, shape: BodyShape, v: Values) -> tuple[Values | None, Values]:
+    """The row-wise weights of the shared expert (None: there is none) and those of all routed experts."""
+    rows = {name: v[name] for name in ROWWISE if name in v}
+    if not shape.shared:
+        return None, rows
+    first = op("Slice", v["offsets"], op.constant([0]), op.constant([1]))
+    sizes = op("Concat", first, op("Sub", op("Shape", v["up"], end=1), first), axis=0)
+    parts = {name: op.several(2, "Split", rows[name], sizes, axis=0) for name in rows}
+    return {name: part[0] for name, part in parts.items()}, {name: part[1] for name, part in parts.items()}
 
 
 def hidden_values(op: Operations, shape: BodyShape, x: ir.Value, w: Values) -> ir.Value:
@@ -47,51 +42,17 @@ def _linear(op: Operations, x: ir.Value, matrix: ir.Value, bias: ir.Value | None
     return op("Gemm", x, matrix, *([] if bias is None else [bias]), transB=1)
 
 
-def routed_experts(
-    op: Operations, shape: BodyShape, v: Values, experts: list[Values], on: ir.Value, gate: ir.Value | None, y: ir.Value
-) -> ir.Value:
-    """y [tokens, output] + the experts that are on, each run on its tokens only. on, gate [tokens, experts]."""
-    by_expert = op("Transpose", on, perm=[1, 0])
-    pairs = op("NonZero", by_expert)  # [2, pairs], sorted by expert, then by token
-    counts = op("ReduceSum", op("Cast", on, to=7), op.constant([0]), keepdims=0)
-    token = op("Unsqueeze", op("Gather", pairs, op.constant(1), axis=0), op.constant([1]))
-    tokens = op.several(shape.experts, "Split", token, counts, axis=0)
-    weights: list[ir.Value] = []
-    if gate is not None:
-        flat = op("Compress", op("Transpose", gate, perm=[1, 0]), op("Reshape", by_expert, op.constant([-1])))
-        weights = op.several(shape.experts, "Split", op("Unsqueeze", flat, op.constant([1])), counts, axis=0)
-    for e, expert in enumerate(experts):
-        part = neurons(op, shape, op("GatherND", v["x"], tokens[e]), expert)
-        part = part if gate is None else op("Mul", part, weights[e])
-        y = op("ScatterND", y, tokens[e], part, reduction="add")
-    return y
-
-
-def fine_experts(op: Operations, shape: BodyShape, v: Values, on: ir.Value, gate: ir.Value | None) -> ir.Value:
-    """The shared expert and the experts that are on, computed at once: rows that no token uses are left where they are, the
-    others gathered, and h is 0 where the row's expert is off. [tokens, output] for on, gate [tokens, experts]."""
-    slot, shared_on = _slot(op, v), op.constant([0, 1, 0, 0])
-    on = op("Pad", op("Cast", on, to=1), shared_on, op.constant(1.0))  # [tokens, 1 + experts]
-    used = op("Greater", op("ReduceSum", on, op.constant([0]), keepdims=0), op.constant(0.0))
-    places = op("Squeeze", op("NonZero", op("Gather", used, slot, axis=0)), op.constant([0]))
-    rows = {name: op("Gather", v[name], places, axis=0) for name in ROWWISE if name in v}
-    slots = op("Gather", slot, places, axis=0)
-    h = hidden_values(op, shape, v["x"], rows)
-    if gate is not None:
-        h = op("Mul", h, op("Gather", op("Pad", gate, shared_on, op.constant(1.0)), slots, axis=1))
-    off = op("Equal", op("Gather", on, slots, axis=1), op.constant(0.0))
-    return op("MatMul", op("Where", off, op.constant(0.0), h), rows["down"])
-
-
 def gated_rows(op: Operations, shape: BodyShape, v: Values, gate: ir.Value | None) -> ir.Value:
     """All experts on: one dense FFN whose rows are scaled by the gate of their expert. [tokens, output]."""
     h = hidden_values(op, shape, v["x"], v)
     if gate is not None:
-        h = op("Mul", h, op("Gather", op("Pad", gate, op.constant([0, 1, 0, 0]), op.constant(1.0)), _slot(op, v), axis=1))
+        h = op(
+            "Mul", h, op("Gather", op("Pad", gate, op.constant([0, 1, 0, 0]), op.constant(1.0)), expert_of_row(op, v), axis=1)
+        )
     return op("MatMul", h, v["down"])
 
 
-def _slot(op: Operations, v: Values) -> ir.Value:
+def expert_of_row(op: Operations, v: Values) -> ir.Value:
     """[rows] int64: 0 for rows of the shared expert, e + 1 for rows of expert e."""
     count = op("Squeeze", op("Shape", v["up"], end=1))
     row = op("Unsqueeze", op("Range", op.constant(0), count, op.constant(1)), op.constant([1]))

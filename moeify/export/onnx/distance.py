@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 #: Largest difference / largest value where no expert is chosen, or all are. Trained weights are harsher than random ones:
 #: SmolLM2-135M comes to 4e-6, small random models to 5e-7.
-BOUNDS = {"float32": 3e-5, "float16": 2e-2}
+BOUNDS = {"float32": 3e-5, "float16": 2e-2, "fp16": 5e-3, "int8": 0.1, "int4": 0.7}
 #: So many times more where experts are chosen: gates differ a little too (SmolLM2-135M, 4 of 16 random experts: 3e-5).
 CHOOSING = 3
 #: The largest share of tokens that may differ because scores nearly tied.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,15 +13,17 @@ from torch import nn
 
 from moeify.errors import ConversionError, UsageError
 from moeify.export.atomic import check_target, whole_file
-from moeify.export.onnx.attach import MoENode, attach_bodies
+from moeify.export.onnx.attach import MoENode
 from moeify.export.onnx.body import OPSET
 from moeify.export.onnx.calm import calm
-from moeify.export.onnx.decoder_interface import decoder_interface
 from moeify.export.onnx.distance import BOUNDS
-from moeify.export.onnx.encoder_decoder_interface import encoder_decoder_interface
-from moeify.export.onnx.interface import flat_interface
+from moeify.export.onnx.lowering.choices import TOKENS, check_lowering
+from moeify.export.onnx.lowering.lower import lower
+from moeify.export.onnx.model_interface import model_interface
 from moeify.export.onnx.packages import check_packages
-from moeify.export.onnx.report import Check, OnnxReport, Port
+from moeify.export.onnx.precision.choices import check_precision
+from moeify.export.onnx.precision.rounded_graph import lower_precision
+from moeify.export.onnx.report import Check, Lowered, OnnxReport, Port
 from moeify.export.onnx.tracing import trace
 from moeify.export.onnx.verify import verify
 from moeify.ir.model_graph import Batch
@@ -33,35 +36,48 @@ if TYPE_CHECKING:
 EMBEDDED = 1_900_000_000
 
 
-def export_onnx(model: nn.Module, example: Batch, output: Path, *, force: bool = False, opset: int = OPSET) -> OnnxReport:
+def export_onnx(
+    model: nn.Module,
+    example: Batch,
+    output: Path,
+    *,
+    force: bool = False,
+    opset: int = OPSET,
+    precision: str = "fp32",
+    lowering: str = "auto",
+    tokens: tuple[int, ...] = TOKENS,
+) -> OnnxReport:
     """Writes `output` (and `output.data` beyond 2 GB) once ONNX Runtime has given what the model gives.
 
-    Every MoE layer is one `moeify::MoE` node with a body of standard operators, composed rows folded. Hugging Face decoders
-    take and give their cache, encoder-decoders are one graph without one; batch and sequence are free. The model is left as it
-    was. Raises UsageError for a bad option, OutputError where the file cannot be written, ConversionError where the model
-    cannot be translated or the file computes something else.
+    precision: fp32, fp16, int8 or int4: how weights are stored (docs/quantisation.md). lowering: what an MoE layer becomes,
+    tokens: how many a call will have (docs/onnx.md). Composed rows are folded. Hugging Face decoders take and give their cache,
+    encoder-decoders are one graph without one; batch and sequence are free. The model is left as it was. Raises UsageError for
+    a bad option, OutputError where the file cannot be written, ConversionError where the model cannot be translated, a layer
+    has no such lowering, or the file computes something else.
     """
     started = time.monotonic()
-    _check(model, opset)
+    _check(model, opset, precision)
+    check_lowering(lowering, tokens)
     check_target(output, force=force)
     with calm(model), whole_file(output, force) as part:
         with folded_layers(model):  # the operator takes plain rows
-            interface = (
-                decoder_interface(model, example) or encoder_decoder_interface(model, example) or flat_interface(model, example)
-            )
+            interface = model_interface(model, example)
             graph = trace(interface, opset)
-        layers = attach_bodies(graph)
+        stored = lower_precision(graph, precision)
+        layers, lowered = lower(graph, lowering, tokens)
         data = _save(graph, part)
-        checks = verify(part, model, interface, layers, _dtype(model))
+        checks = verify(part, model, interface, layers, _dtype(model) if precision == "fp32" else precision, lowering)
         size = part.stat().st_size
         if data is not None:
             size += data.stat().st_size
             with whole_file(output.with_name(data.name), force) as place:
                 os.replace(data, place)
-        return _report(graph, output, layers, checks, size, time.monotonic() - started)
+        report = _report(graph, output, layers, lowered, checks, size, time.monotonic() - started)
+        return replace(report, precision=precision, stored=stored)
 
 
-def _check(model: nn.Module, opset: int) -> None:
+def _check(model: nn.Module, opset: int, precision: str) -> None:
+    check_precision(precision, _dtype(model))
     check_packages()
     import onnx
 
@@ -91,7 +107,13 @@ def _save(graph: ir.Model, part: Path) -> Path | None:
 
 
 def _report(
-    graph: ir.Model, output: Path, layers: tuple[MoENode, ...], checks: tuple[Check, ...], size: int, seconds: float
+    graph: ir.Model,
+    output: Path,
+    layers: tuple[MoENode, ...],
+    lowered: tuple[Lowered, ...],
+    checks: tuple[Check, ...],
+    size: int,
+    seconds: float,
 ) -> OnnxReport:
     def ports(values: list[ir.Value]) -> tuple[Port, ...]:
         return tuple(
@@ -101,4 +123,4 @@ def _report(
 
     names = tuple(layer.name for layer in layers)
     inputs, outputs = ports(list(graph.graph.inputs)), ports(list(graph.graph.outputs))
-    return OnnxReport(str(output), inputs, outputs, len(graph.graph), names, size, checks, seconds)
+    return OnnxReport(str(output), inputs, outputs, len(graph.graph), names, size, checks, seconds, lowered)

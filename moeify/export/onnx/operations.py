@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +23,8 @@ class Operations:
     def nodes(self) -> Sequence[ir.Node]:
         return self._tape.nodes
 
-    def __call__(self, name: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        return self._tape.op(name, inputs, attributes)
+    def __call__(self, name: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        return self._tape.op(name, inputs, attributes, domain=domain)
 
     def several(self, count: int, name: str, *inputs: ir.Value | None, **attributes: Any) -> list[ir.Value]:
         """A node with `count` outputs."""
@@ -42,3 +42,19 @@ class Operations:
         import onnx_ir as ir
 
         return self("ConstantOfShape", dims, value=ir.tensor(np.array([value], dtype=np.float32)))
+
+    def choose(
+        self, condition: ir.Value, yes: Callable[[Operations], ir.Value], no: Callable[[Operations], ir.Value]
+    ) -> ir.Value:
+        """An If. yes, no: write the nodes of their branch and give its output; they may use the values written so far."""
+        return self("If", condition, then_branch=self._branch("then_branch", yes), else_branch=self._branch("else_branch", no))
+
+    @staticmethod
+    def _branch(name: str, write: Callable[[Operations], ir.Value]) -> ir.Graph:
+        import onnx_ir as ir
+
+        op = Operations()
+        output = write(op)
+        for i, value in enumerate(value for node in op.nodes for value in node.outputs):
+            value.name = f"{name}_{i}"  # unlike any name outside: a branch sees those
+        return ir.Graph([], [output], nodes=op.nodes, name=name)

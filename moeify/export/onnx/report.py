@@ -33,8 +33,32 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Lowered:
+    """An MoE layer in the file. lowering: portable, standard, contrib or native (docs/onnx.md); form: how its experts are
+    computed without the native library, empty where that is needed; reason: why so."""
+
+    layer: str
+    lowering: str
+    form: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """A matrix in a lower precision. form: the type or the operator that holds it. bits: of a weight. error: the norm of what
+    rounding changed / the norm of the matrix."""
+
+    name: str
+    form: str
+    bits: int
+    error: float
+
+
+@dataclass(frozen=True)
 class OnnxReport:
-    """path: the file. size: its bytes, external data included. moe_layers: names of the MoE nodes. seconds: all of it."""
+    """path: the file. size: its bytes, external data included. moe_layers: names of the MoE nodes. seconds: all of it.
+    lowered: what became of each MoE layer, in the order of moe_layers. precision: as asked for; stored: the matrices that are
+    not as they were."""
 
     path: str
     inputs: tuple[Port, ...]
@@ -44,9 +68,18 @@ class OnnxReport:
     size: int
     checks: tuple[Check, ...]
     seconds: float
+    lowered: tuple[Lowered, ...] = ()
+    precision: str = "fp32"
+    stored: tuple[StoredMatrix, ...] = ()
+
+    @property
+    def native_library(self) -> str:
+        """Is the native library needed for the file, faster, or unused?"""
+        ways = {layer.lowering for layer in self.lowered}
+        return "needed" if "native" in ways else "faster" if "portable" in ways else "unused"
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"native_library": self.native_library}
 
     def __str__(self) -> str:
         lines = [f"{self.path}: {self.nodes} nodes, {len(self.moe_layers)} MoE layers, {self.size / 1e6:.1f} MB"]
@@ -55,8 +88,29 @@ class OnnxReport:
             lines += [f"  {title} {text}" for text in shown]
             if cache := len(ports) - len(shown):
                 lines.append(f"  {title} cache: {cache} tensors, {ports[-1]}")
+        lines += self._lowerings()
+        if self.stored:
+            worst, bits = max(self.stored, key=lambda m: m.error), sorted({m.bits for m in self.stored})
+            lines.append(
+                f"  {self.precision}: {len(self.stored)} matrices in {' and '.join(map(str, bits))} bits, relative error of "
+                f"the weights at most {worst.error:.1e} ({worst.name})"
+            )
         for check in self.checks:
             flipped = f", {check.flipped:.2%} of tokens on other experts (near ties)" if check.flipped else ""
             lines.append(f"  {check.name}: distance {check.distance:.1e} (bound {check.bound:.0e}){flipped}")
         lines.append(f"  {self.seconds:.1f} s")
         return "\n".join(lines)
+
+    def _lowerings(self) -> list[str]:
+        """A line for each choice, with the layers that it was made for; what the native library does."""
+        same: dict[tuple[str, str, str], list[str]] = {}
+        for layer in self.lowered:
+            same.setdefault((layer.lowering, layer.form, layer.reason), []).append(layer.layer)
+        lines = []
+        for (lowering, form, reason), layers in same.items():
+            named = layers[0] if len(layers) == 1 else f"{len(layers)} layers ({layers[0]} to {layers[-1]})"
+            lines.append(f"  {named}: {lowering}{form and ', '}{form}: {reason}")
+        words = {"needed": "needed to run the file", "faster": "runs these layers where it is registered", "unused": ""}
+        if words[self.native_library]:
+            lines.append(f"  native library: {words[self.native_library]}")
+        return lines

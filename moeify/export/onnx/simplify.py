@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moeify.export.onnx.fusable import divide_by_roots
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -20,6 +22,7 @@ def simplify(model: ir.Model) -> None:
 
     common.InlinePass()(model)
     onnxscript.optimizer.fold_constants(model)
+    divide_by_roots(model)
     tidy = (
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),

@@ -1,4 +1,4 @@
-"""The written file in stock ONNX Runtime against the eager model, at other sizes than were traced."""
+"""The written file in ONNX Runtime against the eager model, at other sizes than were traced."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from moeify.export.onnx.report import Check
 from moeify.export.onnx.trials import decoder_trials, flat_trials
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.stochastic_router import StochasticRouter
+from moeify.runtime.native import wanted
 from moeify.runtime.session import session
 
 Array = NDArray[Any]
@@ -26,9 +27,12 @@ Array = NDArray[Any]
 Trial = tuple[str, Callable[[], list[Array]], Callable[[Any], list[Array]]]
 
 
-def verify(path: Path, model: nn.Module, interface: Interface, layers: tuple[MoENode, ...], dtype: str) -> tuple[Check, ...]:
+def verify(
+    path: Path, model: nn.Module, interface: Interface, layers: tuple[MoENode, ...], dtype: str, lowering: str
+) -> tuple[Check, ...]:
     """First with all experts on (k raised), where no near tie can fall the other way; then as the model is, unless a layer
-    draws its experts at random, which file and model do not do alike.
+    draws its experts at random, which file and model do not do alike. Each by the bodies, as stock ONNX Runtime does it, and by
+    the native library, so far as the lowering has the one and the machine the other.
 
     Raises ConversionError where a distance is beyond its bound.
     """
@@ -39,10 +43,10 @@ def verify(path: Path, model: nn.Module, interface: Interface, layers: tuple[MoE
     checks: list[Check] = []
     if raised:
         with all_experts_on(model):
-            checks += _run(path, model, interface, dtype, raised, choosing, "all experts on, ")
+            checks += _run(path, model, interface, dtype, lowering, raised, choosing, "all experts on, ")
     if raised and any(isinstance(m, StochasticRouter) and m.mode == "random" for m in model.modules()):
         return tuple(checks)
-    return (*checks, *_run(path, model, interface, dtype, {}, choosing, ""))
+    return (*checks, *_run(path, model, interface, dtype, lowering, {}, choosing, ""))
 
 
 def _run(
@@ -50,21 +54,32 @@ def _run(
     model: nn.Module,
     interface: Interface,
     dtype: str,
+    lowering: str,
     replace: Mapping[str, Array],
     choosing: bool,
     prefix: str,
 ) -> Iterator[Check]:
-    built = session(path, replace=replace, native=False)  # by the body: the file promises to run anywhere
-    trials = decoder_trials(model, interface) if interface.cache_layers else flat_trials(interface, built)
-    allowed = FLIPS if choosing and not replace else 0.0
-    for name, eager, exported in trials:
-        check = compare(prefix + name, eager(), exported(built), dtype, allowed)
-        if check.distance > check.bound:
-            raise ConversionError(
-                f"{check.name}: ONNX Runtime is {check.distance:.1e} of the largest value away from the model, "
-                f"more than {check.bound:.0e}; nothing was written"
-            )
-        yield check
+    allowed, known = FLIPS if choosing and not replace else 0.0, dict[str, list[Array]]()
+    for native in _libraries(lowering):
+        built = session(path, replace=replace, native=native)  # one at a time: each holds all weights
+        trials = decoder_trials(model, interface) if interface.cache_layers else flat_trials(interface, built)
+        for name, eager, exported in trials:
+            known[name] = known.get(name) or eager()
+            full = f"{prefix}{name}{', native library' if native else ''}"
+            check = compare(full, known[name], exported(built), dtype, allowed)
+            if check.distance > check.bound:
+                raise ConversionError(
+                    f"{check.name}: ONNX Runtime is {check.distance:.1e} of the largest value away from the model, "
+                    f"more than {check.bound:.0e}; nothing was written"
+                )
+            yield check
+
+
+def _libraries(lowering: str) -> tuple[bool, ...]:
+    """Without the native library and with it, where either makes a difference and can be."""
+    if lowering == "native":
+        return (True,)
+    return (False, True) if lowering in ("auto", "portable") and wanted() else (False,)
 
 
 @contextmanager

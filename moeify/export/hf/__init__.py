@@ -1,0 +1,1 @@
+"""Converted decoders as stock Mixture-of-Experts checkpoints of transformers."""

@@ -1,0 +1,1 @@
+"""From opaque `moeify::MoE` nodes to what a file holds: one file a lowering."""

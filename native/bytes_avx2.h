@@ -1,0 +1,91 @@
+// Thirty-two bytes and eight integers in registers of AVX2.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace moeify::avx2 {
+
+struct Bytes {
+  static constexpr int size = 32;
+  __m256i v;
+};
+
+// One lane for each four bytes.
+struct Ints {
+  __m256i v;
+};
+
+// Bytes as weights, ready for several products: w - 128 and its absolute value.
+struct Weights {
+  __m256i signs, sizes;
+};
+
+inline Bytes load_bytes(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
+// The first n bytes, then zeros; reads no further.
+inline Bytes load_bytes_part(const void* p, std::int64_t n) {
+  alignas(32) char bytes[32] = {};
+  std::memcpy(bytes, p, static_cast<std::size_t>(n));
+  return load_bytes(bytes);
+}
+inline void store_bytes(std::uint8_t* p, Bytes a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v); }
+// The same four bytes everywhere.
+inline Bytes splat_four(const std::int8_t* p) {
+  std::int32_t four;
+  std::memcpy(&four, p, 4);
+  return {_mm256_set1_epi32(four)};
+}
+
+inline Ints no_ints() { return {_mm256_setzero_si256()}; }
+inline Ints load_ints(const std::int32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+inline void store_ints(std::int32_t* p, Ints a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v); }
+
+inline Weights weights_of(Bytes a) {
+  const __m256i w = _mm256_xor_si256(a.v, _mm256_set1_epi8(-128));
+  return {w, _mm256_abs_epi8(w)};
+}
+// Whether the sums of `dot` are 128 times the sum of x too large.
+constexpr bool kShifted = false;
+// sum + (w - 128) . x in each lane; x is signed, from -127 on. |w - 128| x sign: two products are at most 2 * 128 * 127, which 16
+// bits hold.
+inline Ints dot(Ints sum, const Weights& w, Bytes x) {
+  const __m256i pairs = _mm256_maddubs_epi16(w.sizes, _mm256_sign_epi8(x.v, w.signs));
+  return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+}
+
+// Four rows => in each lane of out[j] the four bytes of one column ..
+inline void interleave(const Bytes (&rows)[4], Bytes (&out)[4]) {
+  const __m256i a = _mm256_unpacklo_epi8(rows[0].v, rows[1].v), b = _mm256_unpackhi_epi8(rows[0].v, rows[1].v),
+                c = _mm256_unpacklo_epi8(rows[2].v, rows[3].v), d = _mm256_unpackhi_epi8(rows[2].v, rows[3].v);
+  out[0] = {_mm256_unpacklo_epi16(a, c)};
+  out[1] = {_mm256_unpackhi_epi16(a, c)};
+  out[2] = {_mm256_unpacklo_epi16(b, d)};
+  out[3] = {_mm256_unpackhi_epi16(b, d)};
+}
+// .. and their sums in the order of the columns.
+inline void store_columns(std::int32_t* p, const Ints (&sums)[4]) {
+  store_ints(p, {_mm256_permute2x128_si256(sums[0].v, sums[1].v, 0x20)});
+  store_ints(p + 8, {_mm256_permute2x128_si256(sums[2].v, sums[3].v, 0x20)});
+  store_ints(p + 16, {_mm256_permute2x128_si256(sums[0].v, sums[1].v, 0x31)});
+  store_ints(p + 24, {_mm256_permute2x128_si256(sums[2].v, sums[3].v, 0x31)});
+}
+
+// The sums of the lanes of a, b, c, d, one behind the other.
+inline void store_sums(std::int32_t* p, Ints a, Ints b, Ints c, Ints d) {
+  const __m256i four = _mm256_hadd_epi32(_mm256_hadd_epi32(a.v, b.v), _mm256_hadd_epi32(c.v, d.v));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1)));
+}
+
+inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
+// The same as a statement of its own: GCC takes a function that does nothing but prefetch for one without effect and drops it.
+inline void prefetch_surely(const char* p) {
+#if defined(__GNUC__)
+  __asm__ volatile("prefetcht1 %0" : : "m"(*p));
+#else
+  prefetch(p);
+#endif
+}
+
+}  // namespace moeify::avx2

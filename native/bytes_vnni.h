@@ -1,0 +1,94 @@
+// Sixty-four bytes and sixteen integers in registers of AVX-512 with VNNI.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace moeify::vnni {
+
+struct Bytes {
+  static constexpr int size = 64;
+  __m512i v;
+};
+
+// One lane for each four bytes.
+struct Ints {
+  __m512i v;
+};
+
+// Bytes as weights, ready for several products.
+using Weights = Bytes;
+
+inline Bytes load_bytes(const void* p) { return {_mm512_loadu_si512(p)}; }
+// The first n < 64 bytes, then zeros; reads no further.
+inline Bytes load_bytes_part(const void* p, std::int64_t n) { return {_mm512_maskz_loadu_epi8((1ull << n) - 1, p)}; }
+inline void store_bytes(std::uint8_t* p, Bytes a) { _mm512_storeu_si512(p, a.v); }
+// The same four bytes everywhere.
+inline Bytes splat_four(const std::int8_t* p) {
+  std::int32_t four;
+  std::memcpy(&four, p, 4);
+  return {_mm512_set1_epi32(four)};
+}
+
+inline Ints no_ints() { return {_mm512_setzero_si512()}; }
+inline Ints load_ints(const std::int32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline void store_ints(std::int32_t* p, Ints a) { _mm512_storeu_si512(p, a.v); }
+
+inline Weights weights_of(Bytes a) { return a; }
+// Whether the sums of `dot` are 128 times the sum of x too large.
+constexpr bool kShifted = true;
+// sum + w . x in each lane, modulo 2^32; x is signed.
+// Written down, as GCC 12 makes copies of the sums around its intrinsic and runs out of registers.
+inline Ints dot(Ints sum, Weights w, Bytes x) {
+#if defined(__GNUC__)
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(w.v), "v"(x.v));
+  return sum;
+#else
+  return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)};
+#endif
+}
+
+// Four rows => in each lane of out[j] the four bytes of one column ..
+inline void interleave(const Bytes (&rows)[4], Bytes (&out)[4]) {
+  const __m512i a = _mm512_unpacklo_epi8(rows[0].v, rows[1].v), b = _mm512_unpackhi_epi8(rows[0].v, rows[1].v),
+                c = _mm512_unpacklo_epi8(rows[2].v, rows[3].v), d = _mm512_unpackhi_epi8(rows[2].v, rows[3].v);
+  out[0] = {_mm512_unpacklo_epi16(a, c)};
+  out[1] = {_mm512_unpackhi_epi16(a, c)};
+  out[2] = {_mm512_unpacklo_epi16(b, d)};
+  out[3] = {_mm512_unpackhi_epi16(b, d)};
+}
+// .. and their sums in the order of the columns: blocks of four, transposed.
+inline void store_columns(std::int32_t* p, const Ints (&sums)[4]) {
+  const __m512i a = _mm512_shuffle_i32x4(sums[0].v, sums[1].v, 0x44), b = _mm512_shuffle_i32x4(sums[2].v, sums[3].v, 0x44),
+                c = _mm512_shuffle_i32x4(sums[0].v, sums[1].v, 0xee), d = _mm512_shuffle_i32x4(sums[2].v, sums[3].v, 0xee);
+  store_ints(p, {_mm512_shuffle_i32x4(a, b, 0x88)});
+  store_ints(p + 16, {_mm512_shuffle_i32x4(a, b, 0xdd)});
+  store_ints(p + 32, {_mm512_shuffle_i32x4(c, d, 0x88)});
+  store_ints(p + 48, {_mm512_shuffle_i32x4(c, d, 0xdd)});
+}
+
+// The sums of the lanes of a, b, c, d, one behind the other.
+inline void store_sums(std::int32_t* p, Ints a, Ints b, Ints c, Ints d) {
+  const auto halve = [](__m512i l, __m512i r) {
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(l, r, 0x88), _mm512_shuffle_i32x4(l, r, 0xdd));
+  };
+  __m512i all = halve(halve(a.v, b.v), halve(c.v, d.v));  // the blocks of 128 bits are of a, b, c, d
+  all = _mm512_add_epi32(all, _mm512_shuffle_epi32(all, _MM_PERM_BADC));
+  all = _mm512_add_epi32(all, _mm512_shuffle_epi32(all, _MM_PERM_CDAB));
+  const __m512i firsts = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_castsi512_si128(_mm512_permutexvar_epi32(firsts, all)));
+}
+
+inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
+// The same as a statement of its own: GCC takes a function that does nothing but prefetch for one without effect and drops it.
+inline void prefetch_surely(const char* p) {
+#if defined(__GNUC__)
+  __asm__ volatile("prefetcht1 %0" : : "m"(*p));
+#else
+  prefetch(p);
+#endif
+}
+
+}  // namespace moeify::vnni

@@ -1,0 +1,20 @@
+// The inner loops for integers, plain.
+#include <cstring>
+
+#include "bytes_plain.h"
+#include "kernels.h"
+#include "stored.h"
+
+namespace moeify {
+namespace plain {
+namespace {
+
+constexpr int kTokens = 2;
+#include "integers_impl.h"
+
+}  // namespace
+}  // namespace plain
+
+extern const Integers kIntegersPlain = plain::integers("plain");
+
+}  // namespace moeify

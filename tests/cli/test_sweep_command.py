@@ -1,0 +1,42 @@
+"""`moeify sweep` on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli.command_line import Outcome
+from cli.tiny_models import TINY
+
+Run = Callable[[str], Outcome]
+SWEEP = f"sweep model.pt {TINY} --calibrate rows.pt --evaluate rows.pt -o out --no-time"
+
+
+def test_a_sweep_is_a_table_and_files(moeify: Run, tmp_path: Path) -> None:
+    done = moeify(f"{SWEEP} --recipes static,thor --active 0.5")
+    assert done.code == 0
+    head, *rows, last = done.out.splitlines()
+    assert head.split()[:3] == ["recipe", "asked", "active"]
+    assert [row.split()[0] for row in rows] == ["static", "thor"]
+    assert last == "2 rows: out/rows.jsonl and sweep.png and sweep.svg"
+    assert "thor at 0.5: " in done.err
+    again = moeify(f"{SWEEP} --recipes static,thor --active 0.5 --json")
+    assert [row["recipe"] for row in again.data["rows"]] == ["static", "thor"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--active 0.5,1.5", "'1.5' is not a number above 0 and up to 1"),
+        ("--active half", "'half' is not a number"),
+        ("--recipes static,beest", "did you mean 'best'"),
+        ("--tokens 1", "'1' is not a whole number from 2"),
+    ],
+)
+def test_wrong_options_are_one_line(line: str, words: str, moeify: Run, tmp_path: Path) -> None:
+    done = moeify(f"{SWEEP} {line}")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert words in done.err
+    assert not (tmp_path / "out").exists()
