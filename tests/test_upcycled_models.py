@@ -235,7 +235,7 @@ def test_evaluate_of_a_folder_counts_copies(tmp_path: Path) -> None:
     whole = found.score("all-on")
     assert whole is not None
     assert whole.active_fraction == pytest.approx(4 + (found.active_fraction - 2))
-    assert any("overlap" in note for note in found.notes)
+    assert any("the experts are copies of the FFN" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("mode", ["random", "fixed", "merged", "ensemble"])

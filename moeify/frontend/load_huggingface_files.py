@@ -60,8 +60,8 @@ def _shards(index: Path) -> tuple[Path, ...]:
     shards = []
     for name in sorted(set(listed.values())):
         shard = index.parent / name
-        if Path(name).name != name or not shard.is_file():
-            raise InputError(f"{index}: names the file {name!r}, which is not in the folder; copy or download it again")
+        if Path(name).name != name or not _is_file(shard):
+            raise InputError(f"{index}: names the file {name[:100]!r}, which is not in the folder; copy or download it again")
         absent = sorted({tensor for tensor, place in listed.items() if place == name} - set(check_safetensors(shard)))
         if absent:
             raise InputError(
@@ -69,6 +69,13 @@ def _shards(index: Path) -> tuple[Path, ...]:
             )
         shards.append(shard)
     return tuple(shards)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for the disk
+        return False
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from moeify.ir.moe_config import MoEConfig
-from moeify.measure.dense_ffn import DenseFFN, damped
+from moeify.ir.token_weights import damped
+from moeify.measure.dense_ffn import DenseFFN
 from moeify.measure.linear_term import LinearTerm, linear_term
 from moeify.measure.random_experts import RandomExperts, random_experts
 from moeify.measure.static_mask import StaticMask, static_mask

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from moeify.ir.feed_forward import ROWWISE, FeedForward
 from moeify.ir.moe_spec import MoESpec
+from moeify.ir.token_weights import damped
 from moeify.layers.moe_layer import MoELayer
-from moeify.measure.dense_ffn import DenseFFN, damped
+from moeify.measure.dense_ffn import DenseFFN
 from moeify.measure.fitted_nulls import FittedNulls, fit_nulls, generator_of, squared_outputs, token_runs
 from moeify.measure.load import fraction_used
 from moeify.measure.nulls import choosing, oracle_choice, with_choice
@@ -37,7 +38,7 @@ class LayerSample:
 @dataclass(frozen=True)
 class LayerErrors:
     """errors: sum w |y_dense - y|^2 / sum w |y_dense|^2 by name, the dense FFN's bias left out of y_dense below, each token
-    with the weight w that moeify.measure.dense_ffn.damped gives it. fractions: the active fraction of each. tokens: judged by;
+    with the weight w that moeify.ir.token_weights.damped gives it. fractions: the active fraction of each. tokens: judged by;
     fitted: that nulls were fitted on. held_out: no pass had looked at the tokens judged by. chooses: does the layer route?
 
     oracle-routing is there for layers that route.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moeify.ir.feed_forward import FeedForward
-from moeify.measure.dense_ffn import ORDINARY, damped
+from moeify.ir.token_weights import ORDINARY, damped
 from moeify_passes.held_site import token_chunks
 
 #: Tokens that the median is taken over.
@@ -17,7 +17,7 @@ _TOKENS = 4096
 
 @dataclass(frozen=True)
 class TokenWeights:
-    """moeify.measure.dense_ffn.damped, at a scale of ten times the median of |y|^2 over many tokens, y the dense FFN's output
+    """moeify.ir.token_weights.damped, at a scale of ten times the median of |y|^2 over many tokens, y the dense FFN's output
     without its bias. Ordinary tokens weigh nearly the same.
     """
 

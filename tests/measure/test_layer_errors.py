@@ -12,8 +12,8 @@ from torch import Tensor
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.moe_config import RouterConfig
 from moeify.ir.moe_spec import Compensation, MoESpec, Router
+from moeify.ir.token_weights import damped
 from moeify.layers.moe_layer import MoELayer
-from moeify.measure.dense_ffn import damped
 from moeify.measure.layer_errors import NAMES, LayerSample, layer_errors
 from moeify.measure.nulls import oracle
 from moeify.measure.substitute import computed_by

@@ -17,10 +17,11 @@ from measure.small_models import HIDDEN, NEURONS, batches, converted_llama, llam
 from moeify.ir.composition import Composition
 from moeify.ir.model_graph import Batch
 from moeify.ir.moe_config import RouterConfig
+from moeify.ir.token_weights import damped
 from moeify.layers.budget import moe_layers, set_top_k
 from moeify.layers.folding import folded
 from moeify.layers.moe_layer import MoELayer
-from moeify.measure.dense_ffn import DenseFFN, damped
+from moeify.measure.dense_ffn import DenseFFN
 from moeify.measure.linear_term import linear_term
 from moeify.measure.null_models import null_models
 from moeify.measure.nulls import Null, all_on, expert_norms, oracle, oracle_choice

@@ -14,8 +14,9 @@ from moeify.export.onnx.report import Check
 Array = NDArray[Any]
 
 #: Largest difference / largest value where no expert is chosen, or all are. Trained weights are harsher than random ones:
-#: SmolLM2-135M comes to 4e-6, small random models to 5e-7.
-BOUNDS = {"float32": 3e-5, "float16": 2e-2, "fp16": 5e-3, "int8": 0.1, "int4": 0.7}
+#: SmolLM2-135M comes to 4e-6, small random models to 5e-7; in int8 to 0.25 dense, as its perplexity grows by 4 %.
+#: What integers must not be is held more closely weight by weight: none is further off than half a step.
+BOUNDS = {"float32": 3e-5, "float16": 2e-2, "fp16": 5e-3, "int8": 0.5, "int4": 0.7}
 #: So many times more where experts are chosen: gates differ a little too (SmolLM2-135M, 4 of 16 random experts: 3e-5).
 CHOOSING = 3
 #: The largest share of tokens that may differ because scores nearly tied.
