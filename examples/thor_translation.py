@@ -1,6 +1,6 @@
 """THOR against a dense model and a top-1 router: a small translation model, English to French, on 2,900 short verses.
 
-    python examples/thor_translation.py         half an hour on one core; stopped early, it goes on when run again
+    python examples/thor_translation.py         one to two hours on one core; stopped early, it goes on when run again
 
 Every arm is trained from scratch, for a seed from the same untrained weights on the same batches: the dense model; two copies of
 every FFN with a router that takes one (recipe upcycle, load balance 0.01); two copies of which chance takes one (recipe thor),
