@@ -2,10 +2,10 @@
 
     python examples/thor_translation.py         one to two hours on one core; stopped early, it goes on when run again
 
-Every arm is trained from scratch, for a seed from the same untrained weights on the same batches: the dense model; two copies
-of every FFN with a router that takes one (recipe upcycle, load balance 0.01); two copies of which chance takes one (recipe thor),
-two passes a step and the loss that makes them agree; and the dense model for as many operations as THOR took. Verses that no
-arm has seen are translated greedily.
+Every arm is trained from scratch, for a seed from the same untrained weights on the same batches: the dense model; two
+copies of every FFN with a router that takes one (recipe upcycle, load balance 0.01); two copies of which chance takes one
+(recipe thor), two passes a step and the loss that makes them agree; and the dense model for as many operations as THOR
+took. Verses that no arm has seen are translated greedily.
 
 THOR is measured with an expert drawn for each token, with the experts merged into one, and with the mean of all. Costs count
 steps of the dense model, by moeify's plan: passes a step x the parameters that a token uses / those of the dense model.
