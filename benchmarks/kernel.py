@@ -6,7 +6,6 @@ python -m benchmarks.kernel [--shapes 'NAME;NAME'] [--tokens 1,16,128,512] [--ro
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
+from benchmarks.rows import emit
 from moeify.speed.cell import Cell
 from moeify.speed.layer_shape import LayerShape
 from moeify.speed.layer_subject import stack_subject
@@ -103,12 +103,8 @@ def main() -> None:
     tokens = tuple(int(count) for count in options.tokens.split(","))
     settings = Settings(tokens, effort=Effort(options.rounds, seconds=600))
     for name in options.shapes.split(";"):
-        for cell in measure(SHAPES[name], settings):
-            line = json.dumps(row(name, SHAPES[name], cell) | environment())
-            print(line, flush=True)
-            if options.write:
-                with RESULTS.open("a") as file:
-                    file.write(line + "\n")
+        found = (row(name, SHAPES[name], cell) | environment() for cell in measure(SHAPES[name], settings))
+        emit(found, RESULTS, options.write)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python -m benchmarks.kernel_integers [--shapes 'NAME;NAME'] [--tokens 1,16,128,5
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import onnxruntime
 
 from benchmarks.integer_forms import DENSE, MOE
 from benchmarks.kernel import RESULTS, SHAPES, environment
+from benchmarks.rows import emit
 from moeify.runtime.session import session
 from moeify.speed.layer_draws import EvenInputs, draw_weights, layers_beyond
 from moeify.speed.layer_shape import LayerShape
@@ -82,12 +82,7 @@ def main() -> None:
     options = parser.parse_args()
     tokens = tuple(int(count) for count in options.tokens.split(","))
     for name in options.shapes.split(";"):
-        for found in measure(name, tokens, options.rounds):
-            line = json.dumps(found | environment())
-            print(line, flush=True)
-            if options.write:
-                with RESULTS.open("a") as file:
-                    file.write(line + "\n")
+        emit((found | environment() for found in measure(name, tokens, options.rounds)), RESULTS, options.write)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from scipy.optimize import nnls
 
 from benchmarks.kernel import environment
+from benchmarks.rows import emit
 from moeify.export.onnx.attach import MoENode, moe_nodes, read_node
 from moeify.export.onnx.body import moe_function
 from moeify.export.onnx.body_shape import BodyShape
@@ -56,7 +57,9 @@ def measure(name: str, tokens: tuple[int, ...], rounds: int) -> list[dict[str, A
     """A row for each number of tokens: median ms a layer of every form."""
     shape, rng = SHAPES[name], np.random.default_rng(0)
     layers = [draw_weights(shape, rng) for _ in range(LAYERS)]
-    kinds: list[Kind] = ["gathered", "masked", "contrib", *(["unrolled"] if shape.experts < FINE else [])]  # type: ignore[list-item]
+    kinds: list[Kind] = ["gathered", "masked", "contrib"]
+    if shape.experts < FINE:
+        kinds.append("unrolled")
     with tempfile.TemporaryDirectory() as folder:
         paths = {"dense": save_stack(Path(folder) / "dense.onnx", dense_gemm, layers)}
         paths |= {kind: bodied(Path(folder), layers, kind) for kind in kinds}
@@ -65,7 +68,7 @@ def measure(name: str, tokens: tuple[int, ...], rounds: int) -> list[dict[str, A
         for count in tokens:
             inputs, fresh = EvenInputs(shape), np.random.default_rng(count)
             calls = {form: partial(built.run, None) for form, built in sessions.items()}
-            times = interleaved(calls, lambda: inputs.draw(count, fresh), warmup=2, rounds=rounds)  # noqa: B023  # called here
+            times = interleaved(calls, partial(inputs.draw, count, fresh), warmup=2, rounds=rounds)
             medians = {form: round(1e3 * timing.cpu.median / LAYERS, 4) for form, timing in times.items()}
             ratios = {form: round(medians["dense"] / ms, 2) for form, ms in medians.items() if form != "dense"}
             found.append(
@@ -138,12 +141,7 @@ def main() -> None:
         choices(tokens)
     else:
         for name in options.shapes.split(";"):
-            for found in measure(name, tokens, options.rounds):
-                line = json.dumps(found | environment())
-                print(line, flush=True)
-                if options.write:
-                    with RESULTS.open("a") as file:
-                        file.write(line + "\n")
+            emit((found | environment() for found in measure(name, tokens, options.rounds)), RESULTS, options.write)
 
 
 if __name__ == "__main__":

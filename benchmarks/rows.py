@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from argparse import ArgumentParser
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,16 @@ def machine() -> dict[str, Any]:
     """What every row says of where it was made."""
     versions = {"moeify": moeify.__version__, "torch": torch.__version__}
     return {**versions, "cores": os.cpu_count(), "machine": platform.machine()}
+
+
+def emit(rows: Iterable[dict[str, Any]], results: Path, write: bool) -> None:
+    """Prints each row as a line as soon as it is there; write: and appends it to that file."""
+    for row in rows:
+        line = json.dumps(row)
+        print(line, flush=True)
+        if write:
+            with results.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
 
 def show(row: dict[str, Any], write: bool) -> None:
