@@ -78,14 +78,6 @@ inline void store_sums(std::int32_t* p, Ints a, Ints b, Ints c, Ints d) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1)));
 }
 
-inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
-// The same as a statement of its own: GCC takes a function that does nothing but prefetch for one without effect and drops it.
-inline void prefetch_surely(const char* p) {
-#if defined(__GNUC__)
-  __asm__ volatile("prefetcht1 %0" : : "m"(*p));
-#else
-  prefetch(p);
-#endif
-}
+#include "prefetch_x86.h"
 
 }  // namespace moeify::avx2

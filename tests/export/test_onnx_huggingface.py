@@ -17,11 +17,9 @@ from moeify.errors import InputError
 from moeify.export.onnx.exporting import export_onnx
 from moeify.export.onnx.report import OnnxReport
 from moeify.runtime.decoder import Decoder
-from moeify.runtime.native import library, register, wanted
+from moeify.runtime.native import register, wanted
 from moeify.runtime.session import session
 from zoo import EXPORTED, WITH_SITES, WITHOUT_SITES, ZOO, Zoo, ids
-
-needs_library = pytest.mark.skipif(library() is None, reason="the native library was not built")
 
 Exported = tuple[Zoo, Path, OnnxReport]
 
@@ -102,7 +100,7 @@ def test_steps_give_the_logits_of_one_long_prefill(llama: Exported) -> None:
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-5)
 
 
-@pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_library)])
+@pytest.mark.parametrize("native", [False, True])
 def test_fusions_of_onnx_runtime_work_beside_our_nodes(native: bool, llama: Exported, tmp_path: Path) -> None:
     zoo, path, _ = llama
     options = onnxruntime.SessionOptions()

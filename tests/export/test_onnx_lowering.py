@@ -23,10 +23,7 @@ from moeify.export.onnx.lowering.choices import check_lowering
 from moeify.export.onnx.lowering.contrib import misfit
 from moeify.export.onnx.lowering.lower import lower
 from moeify.export.onnx.report import Lowered
-from moeify.runtime.native import library
 from moeify.runtime.session import session
-
-needs_library = pytest.mark.skipif(library() is None, reason="the native library was not built")
 
 
 def case_of(variant: Variant, seed: int = 0) -> Case:
@@ -69,7 +66,6 @@ def test_a_lowering_gives_what_the_reference_gives(lowering: str, caption: str) 
     assert_equal(run_session(node_session(model), case), case)
 
 
-@needs_library
 @pytest.mark.parametrize("lowering", ["portable", "auto", "native"])
 @pytest.mark.parametrize("caption", ["everything", "top-2, softmax, normalised", "threshold", "all on", "fine experts, gates"])
 def test_a_lowering_with_the_native_library_gives_what_the_reference_gives(lowering: str, caption: str) -> None:
