@@ -73,13 +73,14 @@ def open_pair(
 ) -> Pair:
     """Exports both into `files`; both models are in memory by the end."""
     source, note = _dense_source(folder, read_manifest(folder), dense)
-    progress("exporting the converted model", 0, None)
+    progress("loading both models", 0, None)
     found = load_folder(folder, factory=factory, dtype=torch.float32, allow_pickle=allow_pickle)
     batch = example_of(found, example)
     text = None if data is None else _text(open_batches(data, found.model, found.tokenizer, batch, _TEXT), batch)
+    loaded = dense_model(source, factory, batch, dtype=torch.float32, allow_pickle=allow_pickle)  # exports take minutes
+    progress("exporting the converted model", 0, None)
     written = _export(found.model, batch, files / "converted.onnx", precision)
     progress("exporting the dense model", 0, None)
-    loaded = dense_model(source, factory, batch, dtype=torch.float32, allow_pickle=allow_pickle)
     other = _export(loaded.model, batch, files / "dense.onnx", precision)
     if other.inputs != written.inputs:
         raise InputError(f"{loaded.source.name}: takes other inputs than {folder}: give the dense model that it was made from")
