@@ -5,7 +5,6 @@ PYTHONPATH=examples python -m benchmarks.quality.measure --recipe best --active 
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from typing import Any
 import moeify
 import real_models
 from benchmarks.quality.texts import JUDGED, calibration
-from benchmarks.rows import arguments, machine
+from benchmarks.rows import arguments, machine, show
 from moeify.data.open_data import open_data
 from moeify.frontend.load_model import load_model
 from moeify.measure.evaluate import evaluate_model
@@ -77,14 +76,11 @@ def main() -> int:
     parser.add_argument("--align", type=float, metavar="MINUTES")
     given = parser.parse_args()
     row = measured(given.recipe, given.active, given.tokens, given.judged, given.set, given.align)
-    print(json.dumps(row, indent=1))
     void = [title for title, scores in row["texts"].items() if (scores["active"] or 0) > given.active * 1.01]
+    show(row, given.write and not void, RESULTS)
     if void:
         print(f"void: more than 1 % above the budget on {', '.join(void)}", file=sys.stderr)
         return 1
-    if given.write:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
     return 0
 
 
