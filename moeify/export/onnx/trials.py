@@ -80,7 +80,7 @@ def flat_trials(interface: Interface, session: Any) -> Iterator[Trial]:
 
         def exported(session: Any, inputs: dict[str, Tensor] = inputs) -> list[Array]:
             feeds = {key: tensor.numpy() for key, tensor in inputs.items() if key in dims}
-            return list(session.run(None, feeds))
+            return list(session.run(None, feeds | interface.implied(inputs)))
 
         yield name, eager, exported
 
