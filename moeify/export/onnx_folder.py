@@ -1,8 +1,8 @@
 """The part of an output folder that is an ONNX graph in place of a torch model.
 
-    OUT/model.onnx           the whole model (and OUT/model.onnx.data beyond 2 GB)
-    OUT/moeify.safetensors   what of its MoE layers does not stand in that file under its own name (small: routers, mostly)
-    OUT/source/              the batch that it was tried on, and the tokenizer where there was one
+OUT/model.onnx           the whole model (and OUT/model.onnx.data beyond 2 GB)
+OUT/moeify.safetensors   what of its MoE layers does not stand in that file under its own name (small: routers, mostly)
+OUT/source/              the batch that it was tried on, and the tokenizer where there was one
 """
 
 from __future__ import annotations

@@ -44,11 +44,12 @@ def load_model(
 ) -> LoadedModel:
     """The model, in eval mode on that device, with example inputs.
 
-    source: a Hugging Face folder (safetensors) or a LoRA adapter's, a GGUF file, a state_dict (.pt, .pth, .safetensors) with
-    its `factory`, a pickled module (.pt; with a factory its weights count alone), a torch.export archive (.pt2), an ONNX file
-    or a module in memory, which all stay in their own dtype. What a file holds is told by its content. Nothing is downloaded; no code of
-    the file's own is run, but for pickles with allow_pickle; a factory or example given by name is imported. Inputs that are
-    not given are told by the archive, by a config of transformers or by the first layer.
+    source: a Hugging Face folder (safetensors) or a LoRA adapter's, a GGUF file, an ONNX file, a state_dict (.pt, .pth,
+    .safetensors) with its `factory`, a pickled module (.pt; with a factory its weights count alone), a torch.export archive
+    (.pt2) or a module in memory, which both stay in their own dtype. What a file holds is told by its content. Nothing is
+    downloaded; no code of the file's own is run, but for pickles with allow_pickle; a factory or example given by name is
+    imported. Inputs that are not given are told by the archive, by an ONNX file's own, by a config of transformers or by the
+    first layer.
 
     Raises InputError (or UsageError for a wrong combination of arguments) in one line: what, where, which value, what next.
     """

@@ -120,11 +120,12 @@ def _weights(found: Cone) -> set[str]:
 
 
 def _unique_paths(kept: Sequence[tuple[list[Match], Rewrite]]) -> list[str]:
-    """The FFN's module; of two FFNs in one module, the modules of their second matrices, or those matrices themselves."""
+    """The FFN's module; of two FFNs in one module (or where that is the whole model), the modules of their second matrices, or
+    those matrices themselves."""
     downs = [matches[0].cone.down.weight for matches, _ in kept]
     chosen = [module_path(matches[0].cone) for matches, _ in kept]
     for names in ([parent(down) for down in downs], downs):
-        chosen = [name if chosen.count(path) > 1 else path for path, name in zip(chosen, names)]
+        chosen = [name if chosen.count(path) > 1 or not path else path for path, name in zip(chosen, names)]
     return chosen
 
 

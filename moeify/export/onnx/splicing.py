@@ -45,7 +45,8 @@ def spliced_graph(model: OnnxModel) -> ir.Model:
     places = list(_places(model))
     if places:
         _put_in(whole, _translated(model, places, whole.opset_imports[""]), places)
-    passes.Sequential(common.RemoveUnusedNodesPass(), common.RemoveUnusedFunctionsPass(), common.RemoveUnusedOpsetsPass())(whole)
+    functions: Any = common.RemoveUnusedFunctionsPass  # bodies, where the file was converted before
+    passes.Sequential(common.RemoveUnusedNodesPass(), functions(), common.RemoveUnusedOpsetsPass())(whole)
     whole.graph.sort()
     return whole
 
@@ -96,14 +97,14 @@ def _places(model: OnnxModel) -> Iterator[Place]:
 def _translated(model: OnnxModel, places: Sequence[Place], opset: int) -> ir.Model:
     """Inputs x_0, x_1, ..., outputs y_0, y_1, ...; tensors of a layer are named `<path>.up` and so on."""
     inputs = tuple(_input(place, model.layers[place.path].config.hidden) for place in places)
-    names = [tuple(f"{kind}_{i}" for i in range(len(places))) for kind in "xy"]
+    xs, ys = (tuple(f"{kind}_{i}" for i in range(len(places))) for kind in "xy")
     free = torch.export.Dim.AUTO
     axes = tuple({axis: free for axis in range(p.dims) if axis != _features(p)} for p in places)
-    graph = trace(Interface(_Layers(model, places).eval(), inputs, *names), opset, axes)
-    for number, path in enumerate(model.layers):
-        prefix = f"layer_{number}."
-        for name in [name for name in graph.graph.initializers if name.startswith(prefix)]:
-            graph.graph.initializers[name].name = f"{path}.{name.removeprefix(prefix)}"
+    graph = trace(Interface(_Layers(model, places).eval(), inputs, xs, ys), opset, axes)
+    owners = {f"layer_{number}": path for number, path in enumerate(model.layers)}
+    for name in list(graph.graph.initializers):
+        layer, _, tensor = name.partition(".")
+        graph.graph.initializers[name].name = f"{owners[layer]}.{tensor}" if layer in owners else f"moeify/{name}"
     return graph
 
 
@@ -120,8 +121,6 @@ def _input(place: Place, hidden: int) -> Tensor:
 
 def _put_in(whole: ir.Model, layers: ir.Model, places: Sequence[Place]) -> None:
     """Moves the nodes and weights of the layers into the graph and connects them. Changes both."""
-    import onnx_ir as ir
-
     ends = []
     for number, place in enumerate(places):
         found = regions_of(whole.graph, Rewrite("graph", {"x": place.x, "y": place.y}))
@@ -141,13 +140,15 @@ def _put_in(whole: ir.Model, layers: ir.Model, places: Sequence[Place]) -> None:
     kept = [inner_y for _, _, _, inner_y in ends]
     for value in (value for node in nodes for value in node.outputs if value not in kept):
         value.name = _free(f"moeify/{value.name}", taken)
+    named = {str(node.name) for node in whole.graph}
+    for node in nodes:
+        node.name = _free(f"moeify/{node.name}", named)
     _rename_dense(whole, {str(value.name) for value in weights})
     for value in weights:
         whole.graph.register_initializer(value)
     whole.graph.extend(nodes)
     for domain, version in layers.opset_imports.items():
         whole.opset_imports.setdefault(domain, version)
-    assert isinstance(whole, ir.Model)
 
 
 def _free(name: str, taken: set[str]) -> str:

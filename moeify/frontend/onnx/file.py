@@ -45,7 +45,9 @@ def read_onnx(path: Path) -> ir.Model:
         reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())
         raise InputError(f"{path}: is no ONNX model, or is damaged: {reason}") from error
     if (opset := model.opset_imports.get("", 0)) < OPSET:
-        raise InputError(f"{path}: its opset {opset} cannot be raised to {OPSET}: export the model again with opset_version={OPSET}")
+        raise InputError(
+            f"{path}: its opset {opset} cannot be raised to {OPSET}: export the model again with opset_version={OPSET}"
+        )
     return model
 
 

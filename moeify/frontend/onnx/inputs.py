@@ -115,7 +115,7 @@ def _vocabulary(model: ir.Model) -> int | None:
             table, ids = node.inputs[:2]
             tensor = None if table is None else table.const_value
             if tensor is not None and len(tensor.shape) == 2 and _comes_in(ids):
-                return int(tensor.shape[0])
+                return int(tensor.shape.numpy()[0])
     return None
 
 

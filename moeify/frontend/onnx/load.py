@@ -33,7 +33,9 @@ def load_onnx(path: Path, dtype: torch.dtype) -> LoadedModel:
     """
     if dtype != torch.float32:
         kind = str(dtype).removeprefix("torch.")
-        raise InputError(f"{path}: an ONNX file is converted in float32, not in {kind}: leave out --dtype, and round the result")
+        raise InputError(
+            f"{path}: an ONNX file is converted in float32, not in {kind}: leave out --dtype, and round the result"
+        )
     graph = read_onnx(path)
     if any(node.domain == "moeify" for node in graph.graph):
         raise InputError(f"{path}: is a converted model already: give the dense file")
@@ -56,7 +58,9 @@ def with_onnx_inputs(loaded: LoadedModel, example: Batch | None) -> LoadedModel:
     for site in found.sites:
         for role, handle in site.rowwise().items():
             if not is_finite(handle.read()):
-                raise InputError(f"{where}: {site.path}: its {role} weights hold NaN or infinite values; export the model again")
+                raise InputError(
+                    f"{where}: {site.path}: its {role} weights hold NaN or infinite values; export the model again"
+                )
     model.found = found
     return replace(loaded, example=batch, files={**loaded.files, ASSUMED: _saved(batch)})
 

@@ -49,7 +49,9 @@ class OnnxModel(nn.Module):
         self.found: Found | None = None
         self.add_module(_LAYERS, nn.ModuleList())
 
-    def cut(self, regions: Mapping[str, Sequence[Region]], channels: frozenset[str], values: Mapping[str, Tensor]) -> dict[str, tuple[Call, ...]]:
+    def cut(
+        self, regions: Mapping[str, Sequence[Region]], channels: frozenset[str], values: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Call, ...]]:
         """Says where its feed-forward networks are, by path, and gives the calls of each in `traced`.
 
         channels: those whose features stand in dim 1. values: every value by its name, on the meta device.
@@ -182,4 +184,3 @@ class _Cutter:
 
     def _arguments(self, values: Sequence[ir.Value]) -> tuple[fx.Node, ...]:
         return tuple(self._nodes[value.name or ""] for value in values)
-

@@ -100,9 +100,13 @@ def _float(target: Callable[..., Any], **defaults: float) -> Callable[[Writer, I
 def _gemm(write: Writer, inputs: Inputs) -> Any:
     flags = write.node.attributes
     x, matrix, bias = (*inputs, None)[:3]
-    if write.number("alpha", 1.0) != 1.0 or flags.get_int("transA", 0) or (bias is not None and write.number("beta", 1.0) != 1.0):
+    if (
+        write.number("alpha", 1.0) != 1.0
+        or flags.get_int("transA", 0) == 1
+        or (bias is not None and write.number("beta", 1.0) != 1.0)
+    ):
         return None
-    if flags.get_int("transB", 0):
+    if flags.get_int("transB", 0) == 1:
         return write(aten.linear.default, x, matrix, *(() if bias is None else (bias,)))
     return write(aten.mm.default, x, matrix) if bias is None else write(aten.addmm.default, bias, x, matrix)
 

@@ -34,13 +34,16 @@ def find_sites(model: OnnxModel, values: Mapping[str, Tensor]) -> Found:
 def regions_of(graph: ir.Graph, rewrite: Rewrite) -> tuple[Region, ...] | None:
     """Where a rewrite of the way "graph" finds its values; None where the graph has no such feed-forward network."""
     values = {str(value.name): value for node in graph for value in node.outputs} | {str(v.name): v for v in graph.inputs}
-    ends = [(values.get(x), values.get(rewrite.modules.get(f"y{x_name.removeprefix('x')}", ""))) for x_name, x in _inputs(rewrite)]
-    found = tuple(None if x is None or y is None else region(graph, x, y) for x, y in ends)
-    return found if found and None not in found else None  # type: ignore[return-value]  # none of them is None
+    ends = [(values.get(x), values.get(y)) for x, y in _ends(rewrite)]
+    found = [region(graph, x, y) for x, y in ends if x is not None and y is not None]
+    whole = tuple(each for each in found if each is not None)
+    return whole if len(whole) == len(ends) > 0 else None
 
 
-def _inputs(rewrite: Rewrite) -> Iterator[tuple[str, str]]:
-    return ((role, name) for role, name in rewrite.modules.items() if role.startswith("x"))
+def _ends(rewrite: Rewrite) -> Iterator[tuple[str, str]]:
+    """The names of x and y of each call."""
+    roles = rewrite.modules
+    return ((name, roles.get(f"y{role.removeprefix('x')}", "")) for role, name in roles.items() if role.startswith("x"))
 
 
 class _Places:
