@@ -61,7 +61,7 @@ def minilm() -> Path:
 
 
 def minilm_onnx() -> Path:
-    """paraphrase-MiniLM-L3-v2 (BERT, GELU, 3 layers) as an ONNX file of float32, opset 17; its tokenizer is that of `minilm`."""
+    """paraphrase-MiniLM-L3-v2 (BERT, GELU, 3 layers) as an ONNX file, float32, opset 17; the tokenizer is that of `minilm`."""
     return unpacked(DENSE_ONNX) / DENSE_ONNX.inside
 
 
@@ -92,6 +92,7 @@ KNOWN: dict[str, Callable[[], Path]] = {
     "smollm2": smollm2,
     "smollm2-gguf": smollm2_gguf,
     "minilm": minilm,
+    "minilm-onnx": minilm_onnx,
     "technical-text": technical_text,
     "encyclopaedic-text": encyclopaedic_text,
 }

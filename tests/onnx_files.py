@@ -84,13 +84,16 @@ def write(
     nodes: Sequence[tuple[Any, ...]],
     tensors: dict[str, Array],
     *,
-    x: tuple[Any, ...] = ("batch", "sequence", HIDDEN),
+    x: tuple[Any, ...] | None = ("batch", "sequence", HIDDEN),
     outputs: Sequence[str] = ("out",),
     opset: int = 20,
     more: Sequence[Any] = (),
 ) -> Path:
-    """A graph of x. nodes: (operator, inputs, outputs, attributes), the names of values between spaces; an operator of ONNX
-    Runtime's own begins with a dot."""
+    """A graph of x (None: of the inputs in `more` alone).
+
+    nodes: (operator, inputs, outputs, attributes), the names of values between spaces; an operator of ONNX Runtime's own begins
+    with a dot.
+    """
     made = [
         helper.make_node(
             op.lstrip("."), given.split(), names.split(), domain="com.microsoft" if op[0] == "." else "", **dict(*rest)
@@ -100,7 +103,7 @@ def write(
     graph = helper.make_graph(
         made,
         "written",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x), *more],
+        [*([] if x is None else [helper.make_tensor_value_info("x", TensorProto.FLOAT, x)]), *more],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         [numpy_helper.from_array(array, name) for name, array in tensors.items()],
     )
@@ -126,3 +129,9 @@ TANH = [
 ]  # fmt: skip
 IN, OUT = [("MatMul", "x u", "m"), ("Add", "ub m", "h")], [("MatMul", "a d", "n"), ("Add", "n db", "y")]
 REST = [("Add", "x y", "out")]
+
+
+def dense_onnx(path: Path, **options: Any) -> Path:
+    """One ReLU feed-forward network with its residual."""
+    given = {name: value for name, value in ffn_weights().items() if name in ("u", "ub", "d", "db")}
+    return write(path, [*IN, ("Relu", "h", "a"), *OUT, *REST], given, **options)

@@ -19,6 +19,7 @@ from moeify.errors import InputError
 from moeify.export.manifest import Manifest
 from moeify.export.manifest_layers import LayerEntry
 from moeify.frontend.load_safetensors import read_safetensors
+from moeify.frontend.onnx.cutting import cut
 from moeify.frontend.onnx.file import read_onnx
 from moeify.frontend.onnx.inputs import Ports
 from moeify.frontend.onnx.model import OnnxModel
@@ -57,7 +58,7 @@ def open_onnx_folder(folder: Path, manifest: Manifest, weights: str, example: Ba
             raise InputError(f"{path}: has no MoE layer {name} where the manifest says; convert the model again")
         regions[name] = found
     channels = frozenset(name for name, entry in manifest.layers.items() if entry.rewrite.channels)
-    model.cut(regions, channels, all_values(model, example, str(path), given=True))
+    cut(model, regions, channels, all_values(model, example, str(path), given=True))
     stored = read_safetensors(folder / weights)
     for name, entry in manifest.layers.items():
         model.install(name, _layer(name, entry, graph, stored, path))

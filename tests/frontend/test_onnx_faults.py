@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 import moeify
 from moeify.errors import InputError, MoeifyError, UsageError
 from moeify.frontend.load_model import load_model
-from onnx_files import HIDDEN, IN, NEURONS, OUT, REST, ffn_weights, write
+from onnx_files import HIDDEN, IN, NEURONS, OUT, REST, dense_onnx, ffn_weights, write
 
 RELU = [*IN, ("Relu", "h", "a"), *OUT, *REST]
 
@@ -23,13 +23,9 @@ def used() -> dict[str, Any]:
     return {name: value for name, value in ffn_weights().items() if name in ("u", "ub", "d", "db")}
 
 
-def dense(path: Path, **options: Any) -> Path:
-    return write(path, RELU, used(), **options)
-
-
 def external(path: Path) -> Path:
     """With its weights in weights.bin beside it."""
-    model = onnx.load(dense(path))
+    model = onnx.load(dense_onnx(path))
     onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     return path
 
@@ -79,11 +75,11 @@ def _fixed_inside(path: Path) -> None:
 
 
 def _strings(path: Path) -> None:
-    dense(path, more=[helper.make_tensor_value_info("words", TensorProto.STRING, ["batch"])])
+    dense_onnx(path, more=[helper.make_tensor_value_info("words", TensorProto.STRING, ["batch"])])
 
 
 def _shapeless(path: Path) -> None:
-    dense(path, more=[helper.make_tensor_value_info("extra", TensorProto.FLOAT, None)])
+    dense_onnx(path, more=[helper.make_tensor_value_info("extra", TensorProto.FLOAT, None)])
 
 
 def _unknown_operator(path: Path) -> None:
@@ -93,7 +89,7 @@ def _unknown_operator(path: Path) -> None:
 #: caption, what is written, what the message says
 FAULTS: list[tuple[str, Any, str]] = [
     ("garbage behind a good beginning", lambda p: _broken(p), "is no ONNX model, or is damaged"),
-    ("a file cut off", lambda p: p.write_bytes(dense(p).read_bytes()[:400]), "is no ONNX model, or is damaged|cannot load"),
+    ("a file cut off", lambda p: p.write_bytes(dense_onnx(p).read_bytes()[:400]), "is no ONNX model, or is damaged"),
     ("weights that are missing", _without_weights, r"its weights are in weights\.bin, which is missing; copy it"),
     ("weights that are cut off", _short_weights, r"weights\.bin: is too short for \w+ of dense\.onnx; copy it again"),
     ("weights outside of the folder", _weights_elsewhere, "names weights outside of its folder"),
@@ -128,7 +124,7 @@ def test_a_file_without_a_feed_forward_network(tmp_path: Path) -> None:
 
 
 def test_a_converted_file_is_not_converted_again(tmp_path: Path) -> None:
-    moeify.convert(dense(tmp_path / "dense.onnx"), tmp_path / "out", experts=4, top_k=2)
+    moeify.convert(dense_onnx(tmp_path / "dense.onnx"), tmp_path / "out", experts=4, top_k=2)
     with pytest.raises(InputError, match="is a converted model already: give the dense file"):
         moeify.convert(tmp_path / "out" / "model.onnx", tmp_path / "again", experts=4)
     assert moeify.inspect(tmp_path / "out" / "model.onnx").kind == "onnx"
@@ -149,7 +145,7 @@ def test_an_example_runs_what_cannot_be_made_up(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_an_example_that_does_not_fit(example: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        load_model(dense(tmp_path / "dense.onnx"), example=example)
+        load_model(dense_onnx(tmp_path / "dense.onnx"), example=example)
 
 
 def _broken(path: Path) -> Path:
@@ -179,12 +175,12 @@ def test_text_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("some words " * 40, "utf-8")
     with pytest.raises(MoeifyError, match="needs a tokenizer, and the model brings none"):
         moeify.convert(
-            dense(tmp_path / "d.onnx"), tmp_path / "out", recipe="markers", experts=4, calibrate=tmp_path / "text.txt"
+            dense_onnx(tmp_path / "d.onnx"), tmp_path / "out", recipe="markers", experts=4, calibrate=tmp_path / "text.txt"
         )
 
 
 def test_data_of_sizes_that_the_file_does_not_take(tmp_path: Path) -> None:
-    path = dense(tmp_path / "dense.onnx", x=(2, 7, HIDDEN))
+    path = dense_onnx(tmp_path / "dense.onnx", x=(2, 7, HIDDEN))
     data = [{"x": torch.ones(3, 7, HIDDEN)}]
     with pytest.raises(InputError, match=r"ONNX Runtime cannot run the model on x \[3, 7, 8\]"):
         moeify.convert(path, tmp_path / "out", recipe="markers", experts=4, top_k=2, calibrate=data)
@@ -192,6 +188,6 @@ def test_data_of_sizes_that_the_file_does_not_take(tmp_path: Path) -> None:
 
 
 def test_the_folder_of_an_onnx_file_is_not_saved_again(tmp_path: Path) -> None:
-    moeify.convert(dense(tmp_path / "dense.onnx"), tmp_path / "out", experts=4, top_k=2)
+    moeify.convert(dense_onnx(tmp_path / "dense.onnx"), tmp_path / "out", experts=4, top_k=2)
     with pytest.raises(UsageError, match="is of an ONNX file, which is not written a second time"):
         moeify.resave(moeify.load(tmp_path / "out"), tmp_path / "out", tmp_path / "again")

@@ -38,6 +38,7 @@ class Place:
 
 def spliced_graph(model: OnnxModel) -> ir.Model:
     """The model's graph, a new one, with its MoE layers in it; the weights of what they replace are gone."""
+    import onnx_ir as ir
     from onnx_ir import passes
     from onnx_ir.passes import common
 
@@ -48,6 +49,9 @@ def spliced_graph(model: OnnxModel) -> ir.Model:
     functions: Any = common.RemoveUnusedFunctionsPass  # bodies, where the file was converted before
     passes.Sequential(common.RemoveUnusedNodesPass(), functions(), common.RemoveUnusedOpsetsPass())(whole)
     whole.graph.sort()
+    for value in whole.graph.initializers.values():
+        if isinstance(tensor := value.const_value, ir.ExternalTensor):  # else the new file would name the old one's data
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
     return whole
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: The opset that bodies of MoE layers are written in; older files are raised to it.
 OPSET = 20
+#: Where a graph keeps the opset that it was raised from.
+RAISED = "moeify_raised_from"
 #: The domain of our own operator: its functions stay.
 DOMAIN = "moeify"
 
@@ -86,6 +88,7 @@ def _settled(model: ir.Model) -> None:
         if model.opset_imports.get("", 0) < OPSET:
             from onnxscript.version_converter import convert_version
 
+            model.meta[RAISED] = model.opset_imports.get("", 0)
             convert_version(model, OPSET, fallback=True)
         passes.Sequential(
             common.RemoveInitializersFromInputsPass(),

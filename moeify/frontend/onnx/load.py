@@ -6,23 +6,29 @@ import io
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from moeify.errors import InputError, MissingExtraError
+from moeify.errors import InputError, MissingExtraError, MoeifyError
 from moeify.frontend.load_checks import is_finite
 from moeify.frontend.load_example import ASSUMED
 from moeify.frontend.load_huggingface import TOKENIZER_FILES, tokenizer_in
 from moeify.frontend.load_quietly import quiet_transformers
 from moeify.frontend.loaded import LoadedModel, SourceInfo, file_digest
-from moeify.frontend.onnx.file import read_onnx
+from moeify.frontend.onnx.file import OPSET, RAISED, read_onnx
 from moeify.frontend.onnx.inputs import Ports, made_up
 from moeify.frontend.onnx.model import OnnxModel
+from moeify.frontend.onnx.segment import first_line
 from moeify.frontend.onnx.sites import find_sites
 from moeify.frontend.onnx.values import all_values
 from moeify.ir.model_graph import Batch
+from moeify.runtime.session import session
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def load_onnx(path: Path, dtype: torch.dtype) -> LoadedModel:
@@ -39,10 +45,19 @@ def load_onnx(path: Path, dtype: torch.dtype) -> LoadedModel:
     graph = read_onnx(path)
     if any(node.domain == "moeify" for node in graph.graph):
         raise InputError(f"{path}: is a converted model already: give the dense file")
-    model = OnnxModel(graph, Ports.of(graph, str(path)))
+    model = _model(graph, path)
     tokenizer, note = _tokenizer(path)
     source = SourceInfo("onnx", path.name, "onnx.ModelProto", _digests(path, graph))
     return LoadedModel(model, (), source, tokenizer, path, notes=() if note is None else (note,))
+
+
+def _model(graph: ir.Model, path: Path) -> OnnxModel:
+    try:
+        return OnnxModel(graph, Ports.of(graph, str(path)))
+    except MoeifyError:
+        raise
+    except Exception as error:  # a tensor with another number of values than its shape says raises what NumPy raises
+        raise InputError(f"{path}: is damaged: {first_line(error)}") from error
 
 
 def with_onnx_inputs(loaded: LoadedModel, example: Batch | None) -> LoadedModel:
@@ -62,7 +77,30 @@ def with_onnx_inputs(loaded: LoadedModel, example: Batch | None) -> LoadedModel:
                     f"{where}: {site.path}: its {role} weights hold NaN or infinite values; export the model again"
                 )
     model.found = found
+    _check_raised(model, batch, where)
     return replace(loaded, example=batch, files={**loaded.files, ASSUMED: _saved(batch)})
+
+
+def _check_raised(model: OnnxModel, batch: dict[str, Tensor], where: str) -> None:
+    """Raises InputError where the graph computes something else since its opset was raised."""
+    if (opset := model.graph.meta.get(RAISED)) is None:
+        return
+    original = session(where)
+    names = [str(value.name) for value in original.get_outputs()]
+    feeds = {name: tensor.numpy() for name, tensor in model.ports.complete(batch).items()}
+    found = model(**batch)
+    for name, value in zip(names, original.run(names, feeds)):
+        expected = torch.from_numpy(np.asarray(value)).double()
+        if not torch.allclose(found[name].double(), expected, rtol=1e-4, atol=1e-4 * _largest(expected), equal_nan=True):
+            raise InputError(
+                f"{where}: computes another {name} since its opset was raised from {opset} to {OPSET}: export it again in "
+                f"opset {OPSET}"
+            )
+
+
+def _largest(value: Tensor) -> float:
+    finite = value[value.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def _saved(batch: Batch) -> bytes:

@@ -3,20 +3,17 @@ rest runs through ONNX Runtime."""
 
 from __future__ import annotations
 
-import operator
 import warnings
-from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from moeify.frontend.match import Call, Found
+from moeify.frontend.match import Found
 from moeify.frontend.onnx.inputs import Ports
-from moeify.frontend.onnx.regions import Region, in_order, read_from_outside, stages
-from moeify.frontend.onnx.segment import Segment
+from moeify.frontend.onnx.regions import Region
 from moeify.frontend.traced import Traced
 from moeify.ir.model_graph import Batch
 from moeify.layers.channels import OverChannels
@@ -32,7 +29,11 @@ _LAYERS = "moe"
 
 
 class OnnxModel(nn.Module):
-    """graph: as `read_onnx` gives it. ports: its inputs and outputs. `paths`: of its float initializers among the parameters.
+    """graph: as `read_onnx` gives it. ports: its inputs and outputs. paths: of its initializers in the module, by their names.
+
+    What `moeify.frontend.onnx.cutting` sets: regions: of its feed-forward networks, by path. channels: the paths of those whose
+    features stand in dim 1. dims: of every value, by name. traced: the graph that is run. found: what the matcher found.
+    layers: the MoE layers in place of feed-forward networks, by path.
 
     Takes the graph's inputs by name (caches of a decoder are left empty) and gives a dict of its outputs, floats first.
     """
@@ -48,19 +49,6 @@ class OnnxModel(nn.Module):
         self.traced: Traced | None = None
         self.found: Found | None = None
         self.add_module(_LAYERS, nn.ModuleList())
-
-    def cut(
-        self, regions: Mapping[str, Sequence[Region]], channels: frozenset[str], values: Mapping[str, Tensor]
-    ) -> dict[str, tuple[Call, ...]]:
-        """Says where its feed-forward networks are, by path, and gives the calls of each in `traced`.
-
-        channels: those whose features stand in dim 1. values: every value by its name, on the meta device.
-        """
-        self.regions, self.channels = {path: tuple(each) for path, each in regions.items()}, channels
-        self.dims = {name: value.ndim for name, value in values.items()}
-        plan = _Cutter(self, values)
-        self.traced = plan.traced
-        return plan.calls
 
     def install(self, path: str, layer: MoELayer) -> None:
         """From now on the layer takes the place of the feed-forward network."""
@@ -114,73 +102,3 @@ def _place(model: nn.Module, name: str) -> tuple[nn.Module, list[str], str]:
     while hasattr(holder, leaf):
         leaf += "_"
     return holder, path, leaf
-
-
-class FeedForwardCall:
-    """One call of a feed-forward network: by its MoE layer where one is installed, else as the graph has it."""
-
-    def __init__(self, model: OnnxModel, path: str, dense: Segment) -> None:
-        self._model, self._path, self._dense = model, path, dense
-        self.__name__ = "feed_forward"
-
-    def __call__(self, x: Tensor, *others: Tensor) -> Tensor:
-        if self._path in self._model.layers:
-            y: Tensor = self._model.replaced(self._path)(x)
-            return y
-        return self._dense(x, *others)[0]
-
-
-class _Cutter:
-    """Writes the graph in which a segment between two feed-forward networks is one node, and each of these another."""
-
-    def __init__(self, model: OnnxModel, values: Mapping[str, Tensor]) -> None:
-        self._model, self._values = model, values
-        self._types = {name: value.dtype for name, value in values.items()}
-        self._graph, self._nodes = fx.Graph(), dict[str, fx.Node]()
-        self.calls: dict[str, tuple[Call, ...]] = {}
-        owners = {region: path for path, regions in model.regions.items() for region in regions}
-        regions = in_order(model.graph.graph, owners)
-        fed = self._inputs()
-        found: dict[str, list[Call]] = {path: [] for path in model.regions}
-        parts = stages(model.graph.graph, regions)
-        for number, nodes in enumerate(parts):
-            later = [*(node for part in parts[number + 1 :] for node in part), *(n for r in regions[number:] for n in r.nodes)]
-            self._segment(nodes, later, regions)
-            if number < len(regions):
-                region = regions[number]
-                found[owners[region]].append(self._feed_forward(owners[region], region))
-        self.calls = {path: tuple(calls) for path, calls in found.items()}
-        outputs = model.ports.outputs
-        self._graph.output(tuple(self._nodes[name] for name in outputs))
-        self.traced = Traced(
-            fx.GraphModule({}, self._graph), {}, {}, tuple(node.name for node in fed), model.ports.fed,
-            pytree.tree_structure(dict.fromkeys(model.ports.fed, 0)), pytree.tree_structure(dict.fromkeys(outputs, 0)),
-        )  # fmt: skip
-
-    def _inputs(self) -> list[fx.Node]:
-        fed = [self._graph.placeholder(name) for name in self._model.ports.fed]
-        self._nodes |= dict(zip(self._model.ports.fed, fed))
-        for name, cache in self._model.ports.implied.items():
-            self._nodes[name] = self._graph.call_function(cache, (fed[0],))
-        return fed
-
-    def _segment(self, nodes: list[ir.Node], later: list[ir.Node], regions: Sequence[Region]) -> None:
-        """The nodes of one stage as a call that gives what others need of them."""
-        if not nodes:
-            return
-        wanted = {*read_from_outside(later), *self._model.graph.graph.outputs, *(region.x for region in regions)}
-        outputs = [value for node in nodes for value in node.outputs if value in wanted]
-        inputs = read_from_outside(nodes)
-        whole = self._graph.call_function(Segment(self._model.graph, inputs, outputs, self._types), self._arguments(inputs))
-        for place, value in enumerate(outputs):
-            self._nodes[value.name or ""] = self._graph.call_function(operator.getitem, (whole, place))
-
-    def _feed_forward(self, path: str, region: Region) -> Call:
-        dense = Segment(self._model.graph, region.inputs, (region.y,), self._types)
-        run = FeedForwardCall(self._model, path, dense)
-        y = self._graph.call_function(run, self._arguments(region.inputs))
-        self._nodes[region.y.name or ""] = y
-        return Call(self._nodes[region.x.name or ""], y, frozenset(), path in self._model.channels)
-
-    def _arguments(self, values: Sequence[ir.Value]) -> tuple[fx.Node, ...]:
-        return tuple(self._nodes[value.name or ""] for value in values)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, fx
 
 from moeify.frontend.match import Found, match
+from moeify.frontend.onnx.cutting import cut
 from moeify.frontend.onnx.model import OnnxModel
 from moeify.frontend.onnx.regions import Region, region
 from moeify.frontend.onnx.view import VALUE, onnx_view
@@ -28,7 +29,7 @@ def find_sites(model: OnnxModel, values: Mapping[str, Tensor]) -> Found:
     found = match(model, view, places.way)
     regions = {site.path: places.found[site.rewrite.modules["y"]] for site in found.sites}
     channels = frozenset(site.path for site in found.sites if site.rewrite.channels)
-    return Found(found.sites, found.refusals, model.cut(regions, channels, values))
+    return Found(found.sites, found.refusals, cut(model, regions, channels, values))
 
 
 def regions_of(graph: ir.Graph, rewrite: Rewrite) -> tuple[Region, ...] | None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from moeify.frontend.onnx.operators import Writer, written
+from moeify.frontend.onnx.opaque import Writer
+from moeify.frontend.onnx.operators import written
 from moeify.frontend.onnx.scopes import module_stack
 from moeify.frontend.traced import Traced
 
