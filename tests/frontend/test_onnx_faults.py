@@ -71,7 +71,8 @@ def _not_finite(path: Path) -> None:
 
 def _fixed_inside(path: Path) -> None:
     """Its input says free, a Reshape inside does not."""
-    write(path, [("Reshape", "x s", "x3"), *RELU], used() | {"s": np.array([1, 5, HIDDEN])})
+    nodes = [("Reshape", "x s", "x3"), *RELU[:-1], ("Add", "x3 y", "out")]
+    write(path, nodes, used() | {"s": np.array([1, 5, HIDDEN])})
 
 
 def _strings(path: Path) -> None:
@@ -179,11 +180,11 @@ def test_text_without_a_tokenizer(tmp_path: Path) -> None:
         )
 
 
-def test_data_of_sizes_that_the_file_does_not_take(tmp_path: Path) -> None:
-    path = dense_onnx(tmp_path / "dense.onnx", x=(2, 7, HIDDEN))
-    data = [{"x": torch.ones(3, 7, HIDDEN)}]
-    with pytest.raises(InputError, match=r"ONNX Runtime cannot run the model on x \[3, 7, 8\]"):
-        moeify.convert(path, tmp_path / "out", recipe="markers", experts=4, top_k=2, calibrate=data)
+def test_data_of_sizes_that_the_graph_does_not_take(tmp_path: Path) -> None:
+    _fixed_inside(tmp_path / "dense.onnx")
+    options: dict[str, Any] = {"example": (torch.ones(1, 5, HIDDEN),), "recipe": "markers", "experts": 4, "top_k": 2}
+    with pytest.raises(InputError, match=r"ONNX Runtime cannot run the model on x \[1, 6, 8\]"):
+        moeify.convert(tmp_path / "dense.onnx", tmp_path / "out", calibrate=[{"x": torch.ones(1, 6, HIDDEN)}], **options)
     assert not (tmp_path / "out").exists()
 
 

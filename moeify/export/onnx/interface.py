@@ -22,7 +22,8 @@ HELD = "traced"
 class Interface:
     """module: takes the example's tensors in order and gives a tuple of tensors. cache_layers: 0 where there is no cache.
 
-    implied: further inputs of the file, for those of the module: the empty caches of a graph that came with some.
+    implied: further inputs of the file, for those of the module: the empty caches of a graph that came with some. may_refuse:
+    does the module say by InputError which sizes it does not take, whatever its inputs are said to be?
     """
 
     module: nn.Module
@@ -31,6 +32,7 @@ class Interface:
     outputs: tuple[str, ...]
     cache_layers: int = 0
     implied: Callable[[Mapping[str, Tensor]], dict[str, NDArray[Any]]] = lambda inputs: {}
+    may_refuse: bool = False
 
 
 class FlatModel(nn.Module):

@@ -63,7 +63,7 @@ def onnx_interface(model: OnnxModel, example: dict[str, Tensor]) -> Interface:
         made = model.ports.complete(inputs)
         return {name: made[name].numpy() for name in model.ports.implied}
 
-    return Interface(_InOrder(model), tuple(example.values()), tuple(example), names, implied=implied)
+    return Interface(_InOrder(model), tuple(example.values()), tuple(example), names, implied=implied, may_refuse=True)
 
 
 class _InOrder(nn.Module):

@@ -38,7 +38,7 @@ class Segment:
         self._session = self._session or self._built()
         feeds = {name: _array(tensor) for name, tensor in zip(self._names, tensors, strict=True)}
         try:
-            found = self._session.run(None, feeds)
+            found = quiet_run(self._session, feeds)
         except Exception as error:  # onnxruntime's exceptions have no common class of their own
             sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             raise InputError(f"ONNX Runtime cannot run the model on {sizes}: {first_line(error)}") from error
@@ -62,6 +62,16 @@ def built(model: ir.Model) -> onnxruntime.InferenceSession:
         path = Path(folder) / "part.onnx"
         ir.save(model, path, external_data="part.data")
         return session(path)
+
+
+def quiet_run(built: onnxruntime.InferenceSession, feeds: dict[str, np.ndarray[Any, Any]]) -> list[Any]:
+    """All outputs; what fails is raised, and not printed too."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    found: list[Any] = built.run(None, feeds, options)
+    return found
 
 
 def part_of(model: ir.Model, graph: ir.Graph) -> ir.Model:

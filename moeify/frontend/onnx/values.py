@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moeify.errors import InputError
 from moeify.frontend.onnx.model import OnnxModel
-from moeify.frontend.onnx.segment import built, first_line
+from moeify.frontend.onnx.segment import built, first_line, quiet_run
 
 
 def all_values(model: OnnxModel, batch: Mapping[str, Tensor], where: str, *, given: bool) -> dict[str, Tensor]:
@@ -24,7 +24,7 @@ def all_values(model: OnnxModel, batch: Mapping[str, Tensor], where: str, *, giv
     whole.graph.outputs[:] = list(dict.fromkeys([*whole.graph.outputs, *made]))
     feeds = {name: tensor.numpy() for name, tensor in model.ports.complete(batch).items()}
     try:
-        found = built(whole).run(None, feeds)
+        found = quiet_run(built(whole), feeds)
     except InputError as error:
         raise InputError(f"{where}: {str(error).partition('part.onnx: ')[2] or error}") from error
     except Exception as error:  # onnxruntime's exceptions have no common class of their own
