@@ -71,7 +71,7 @@ def _not_finite(path: Path) -> None:
 
 def _fixed_inside(path: Path) -> None:
     """Its input says free, a Reshape inside does not."""
-    nodes = [("Reshape", "x s", "x3"), *RELU[:-1], ("Add", "x3 y", "out")]
+    nodes = [("Reshape", "x s", "x3"), ("MatMul", "x3 u", "m"), *RELU[1:-1], ("Add", "x3 y", "out")]
     write(path, nodes, used() | {"s": np.array([1, 5, HIDDEN])})
 
 

@@ -58,6 +58,8 @@ class Ports:
         outputs = dict.fromkeys(str(v.name) for v in (*floats, *model.graph.outputs))
         if not fed or not outputs:
             raise InputError(f"{where}: has no {'output' if fed else 'input'}; export it again")
+        if stored := [name for name in outputs if name in model.graph.initializers]:
+            raise InputError(f"{where}: gives the weight {stored[0]} as an output, as it is stored: leave that output out")
         return cls(fed, implied, tuple(outputs), _vocabulary(model))
 
     def complete(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

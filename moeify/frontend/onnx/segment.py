@@ -48,6 +48,8 @@ class Segment:
         import onnx_ir as ir
 
         graph = ir.convenience.extract(self._model.graph, self._inputs, self._outputs)
+        if others := [value.name for value in graph.inputs if value.name not in self._types]:
+            raise InputError(f"the value {others[0]} of the graph is no tensor, and stands where it is cut")
         for value in graph.inputs:
             value.shape = None  # what a file says of values inside may be of another run
             value.type = ir.TensorType(_element(self._types[value.name or ""]))
