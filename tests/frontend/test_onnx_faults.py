@@ -71,8 +71,9 @@ def _not_finite(path: Path) -> None:
 
 def _fixed_inside(path: Path) -> None:
     """Its input says free, a Reshape inside does not."""
-    nodes = [("Reshape", "x s", "x3"), ("MatMul", "x3 u", "m"), *RELU[1:-1], ("Add", "x3 y", "out")]
-    write(path, nodes, used() | {"s": np.array([1, 5, HIDDEN])})
+    before = [("Reshape", "x s", "x3"), ("LayerNormalization", "x3 scale", "x4"), ("MatMul", "x4 u", "m")]
+    given = used() | {"s": np.array([1, 5, HIDDEN]), "scale": np.ones(HIDDEN, np.float32)}
+    write(path, [*before, *RELU[1:-1], ("Add", "x3 y", "out")], given)
 
 
 def _strings(path: Path) -> None:
@@ -89,6 +90,7 @@ def _unknown_operator(path: Path) -> None:
 
 #: caption, what is written, what the message says
 FAULTS: list[tuple[str, Any, str]] = [
+    ("a file of nothing", lambda p: p.write_bytes(b"\x08\x0e\x12\x01x:\x00"), "holds no graph; export it again"),
     ("garbage behind a good beginning", lambda p: _broken(p), "is no ONNX model, or is damaged"),
     ("a file cut off", lambda p: p.write_bytes(dense_onnx(p).read_bytes()[:400]), "is no ONNX model, or is damaged"),
     ("weights that are missing", _without_weights, r"its weights are in weights\.bin, which is missing; copy it"),
