@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def convert(
-    model: Annotated[str, typer.Argument(help="The dense model: a Hugging Face folder, a GGUF file, a .pt or .pt2 file.")],
+    model: Annotated[str, typer.Argument(help="The dense model: a Hugging Face folder, or a GGUF, .pt, .pt2 or .onnx file.")],
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="OUT", help="The folder to write; it appears whole or not at all.")
     ] = None,
