@@ -101,7 +101,7 @@ if TYPE_CHECKING:
     from moeify.pipeline.each_layer import EachLayer
     from moeify.pipeline.pipeline import Pipeline
     from moeify.runtime.native import register
-    from moeify.training.align import Alignment
+    from moeify.training.alignment import Alignment
     from moeify.training.settings import auxiliary_loss, set_training
 
 

@@ -27,7 +27,7 @@ from moeify.pipeline.report import Report
 from moeify.splice.eager_host import EagerHost
 
 if TYPE_CHECKING:
-    from moeify.training.align import Alignment
+    from moeify.training.alignment import Alignment
 
 
 @dataclass(frozen=True, eq=False)
