@@ -112,12 +112,12 @@ class Chart:
         return self.x_ticks or tuple((tick, tick_text(tick)) for tick in self.x.ticks)
 
 
-def matrix_paths(values: Matrix, top: float) -> list[tuple[float, str]]:
-    """(strength from 0 to 1, path of unit cells) of a matrix: its values / top, held within 0 and 1, in LEVELS steps. Runs of
+def matrix_paths(values: Matrix, low: float, top: float) -> list[tuple[float, str]]:
+    """(strength from 0 to 1, path of unit cells) of a matrix: 0 up to `low`, 1 from `top`, in LEVELS steps between. Runs of
     equal cells in a row are one rectangle."""
     paths: dict[int, list[str]] = {}
     for row, cells in enumerate(values):
-        levels = [0 if cell is None else _level(cell / top) for cell in cells]
+        levels = [0 if cell is None else _level((cell - low) / (top - low)) for cell in cells]
         start = 0
         for column in range(1, len(levels) + 1):
             if column == len(levels) or levels[column] != levels[start]:

@@ -109,11 +109,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class TogetherView:
-    """A layer's matrices. top: the value drawn at full strength in those of neurons."""
+    """A layer's matrices. low, top: the values drawn at no and at full strength in those of neurons."""
 
     path: str
     together: LayerTogether
     panels: tuple[Panel, ...]
+    low: float
     top: float
 
     @property
@@ -130,33 +131,34 @@ class TogetherView:
 
 def together_view(found: LayerTogether, layer: LayerFacts) -> TogetherView:
     """The matrices that there are of a layer."""
-    panels, top = [], 0.0
+    panels, ends = [], (0.0, 1.0)
     if found.neurons is not None:
-        top = _strong(found.neurons)
+        ends = _ends(found.neurons)
         if found.before is not None:
-            panels.append(_neurons("neurons, before", "in the order of the dense model", found.before, top, ()))
+            panels.append(_neurons("neurons, before", "in the order of the dense model", found.before, ends, ()))
         sizes = (layer.shared, *layer.sizes) if layer.shared else layer.sizes
-        panels.append(_neurons("neurons, by expert", "put together by expert", found.neurons, top, sizes))
+        panels.append(_neurons("neurons, by expert", "put together by expert", found.neurons, ends, sizes))
     if found.experts is not None:
         count = len(found.experts)
         words = f"share of tokens on which two of the {count} experts run together; full strength is every token"
-        panels.append(Panel("experts together", words, count, tuple(matrix_paths(found.experts, 1.0))))
-    return TogetherView(layer.path, found, tuple(panels), top)
+        panels.append(Panel("experts together", words, count, tuple(matrix_paths(found.experts, 0.0, 1.0))))
+    return TogetherView(layer.path, found, tuple(panels), *ends)
 
 
-def _neurons(title: str, order: str, found: CoActivation, top: float, sizes: Sequence[int]) -> Panel:
+def _neurons(title: str, order: str, found: CoActivation, ends: tuple[float, float], sizes: Sequence[int]) -> Panel:
     side, groups, start = len(found.bins), [], 0
     for size in sizes if len(sizes) <= OUTLINED else ():
         groups.append((round(start * side / sum(sizes), 2), round(size * side / sum(sizes), 2)))
         start += size
     words = f"correlation of {found.neurons} neurons {order}"
-    return Panel(title, words, side, tuple(matrix_paths(found.bins, top)), tuple(groups))
+    return Panel(title, words, side, tuple(matrix_paths(found.bins, *ends)), tuple(groups))
 
 
-def _strong(found: CoActivation) -> float:
-    """What all but the strongest 2 % of the cells stay below."""
-    values = sorted(value for row in found.bins for value in row if value is not None)
-    return max(values[int(0.98 * (len(values) - 1))], 1e-3) if values else 1.0
+def _ends(found: CoActivation) -> tuple[float, float]:
+    """Between which nearly all cells are, the weakest 2 % and the strongest left out; none below 0."""
+    values = sorted(value for row in found.bins for value in row if value is not None) or [0.0]
+    low, top = (max(values[round(share * (len(values) - 1))], 0.0) for share in (0.02, 0.98))
+    return low, max(top, low + 1e-3)
 
 
 def quality_charts(points: Sequence[SweepPoint], here: float | None) -> list[Chart]:

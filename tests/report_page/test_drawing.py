@@ -62,7 +62,7 @@ MATRICES = st.integers(1, 6).flatmap(
 @given(MATRICES)
 def test_a_matrix_is_drawn_cell_by_cell(values: list[list[float | None]]) -> None:
     drawn = [[0.0] * len(values[0]) for _ in values]
-    for strength, path in matrix_paths(values, 1.0):
+    for strength, path in matrix_paths(values, 0.0, 1.0):
         for x, y, width in re.findall(r"M(\d+) (\d+)h(\d+)v1h-\3z", path):
             for column in range(int(x), int(x) + int(width)):
                 assert drawn[int(y)][column] == 0
