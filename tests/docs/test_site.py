@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import subprocess
@@ -18,27 +17,23 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
 
 
+#: Without the notice of the theme about the future of MkDocs.
+QUIET = {"NO_MKDOCS_2_WARNING": "1"}
+
+
+def built(config: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--config-file", str(config)]
+    return subprocess.run(
+        [*line, "--site-dir", str(folder)], capture_output=True, text=True, check=False, env={**os.environ, **QUIET}
+    )
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    line = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--quiet",
-        "--config-file",
-        str(ROOT / "mkdocs.yml"),
-        "--site-dir",
-    ]
-    done = subprocess.run([*line, str(folder)], capture_output=True, text=True, check=False, env={**os.environ, **QUIET})
+    done = built(ROOT / "mkdocs.yml", folder)
     assert done.returncode == 0, done.stderr
     return folder
-
-
-#: Without the notice of the theme about the future of MkDocs.
-QUIET = {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
 
 
 class Links(HTMLParser):
@@ -105,21 +100,14 @@ def test_every_page_is_in_the_navigation_and_every_public_name_in_the_reference(
 
 def test_files_of_the_repository_are_pages_of_the_site(site: Path) -> None:
     text = (site / "repository" / "examples" / "cpp" / "next_token.cpp.html").read_text("utf-8")
-    assert "onnxruntime_cxx_api" in text
+    assert "usage: next_token" in text
     assert "moeify_example_plugin/prune_experts.py" in (site / "repository" / "examples" / "plugin.html").read_text("utf-8")
 
 
 def test_a_link_to_nothing_ends_the_build(tmp_path: Path) -> None:
-    from mkdocs.commands.build import build
-    from mkdocs.config import load_config
-    from mkdocs.exceptions import MkDocsException
-
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "index.md").write_text("# A page\n\n[gone](../examples/gone.py)\n", "utf-8")
     (tmp_path / "mkdocs.yml").write_text(f"site_name: it\nhooks: [{ROOT / 'docs' / 'site_hooks.py'}]\n", "utf-8")
-    level = logging.getLogger("mkdocs").level
-    try:
-        with pytest.raises(MkDocsException, match=r"index\.md: the link \.\./examples/gone\.py leads to nothing"):
-            build(load_config(str(tmp_path / "mkdocs.yml"), site_dir=str(tmp_path / "site")))
-    finally:
-        logging.getLogger("mkdocs").setLevel(level)
+    done = built(tmp_path / "mkdocs.yml", tmp_path / "site")
+    assert done.returncode == 1
+    assert "index.md: the link ../examples/gone.py leads to nothing" in done.stderr
