@@ -1,6 +1,6 @@
 """Sentence embeddings of all-MiniLM-L6-v2 before and after a conversion: their cosine, and what either says of words.
 
-PYTHONPATH=examples python -m benchmarks.quality.embeddings --recipe best --active 0.5 [--align 10] [--write]
+PYTHONPATH=examples python -m benchmarks.quality.embeddings --recipe best --active 0.5 [--align minutes=10] [--write]
 
 "SimLex-999": Spearman's correlation of the cosine of two words' embeddings with how alike people find the words.
 """
@@ -29,14 +29,14 @@ from moeify.measure.load import expert_load, whole_active_fraction
 TEXTS, LENGTH = 200, 128
 
 
-def measured(recipe: str, active: float, tokens: int, align: float | None) -> dict[str, Any]:
+def measured(recipe: str, active: float, tokens: int, align: str) -> dict[str, Any]:
     """One row."""
     dense = load_model(real_models.minilm())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         done = moeify.convert(
             real_models.minilm(), recipe=recipe, active=active, calibrate=calibration(folder), tokens=tokens,
-            align=None if align is None else moeify.Alignment(minutes=align),
+            align=moeify.Alignment.parse(align) if align else None,
         )  # fmt: skip
         texts = {}
         for title, text in JUDGED.items():
@@ -48,7 +48,7 @@ def measured(recipe: str, active: float, tokens: int, align: float | None) -> di
             figures = {"cosine": float(cosine.mean()), "least cosine": float(cosine.min()), "active": fraction}
             texts[title] = {key: round(value, 4) for key, value in figures.items()}
     row = {"benchmark": "embeddings", "model": "all-MiniLM-L6-v2", "recipe": recipe, "active": active}
-    row |= {"calibration tokens": tokens, "aligned": done.report.aligned and {"minutes": align, **done.report.aligned}}
+    row |= {"calibration tokens": tokens, "aligned": done.report.aligned and {"how": align, **done.report.aligned}}
     words = {"before": _word_similarity(dense.model, dense), "after": _word_similarity(done.model, dense)}
     return {**row, "texts": texts, "SimLex-999": words, "commit": commit(), **machine()}
 
@@ -80,7 +80,7 @@ def main() -> int:
     parser.add_argument("--recipe", default="best")
     parser.add_argument("--active", type=float, default=0.5)
     parser.add_argument("--tokens", type=int, default=16384, help="of calibration text")
-    parser.add_argument("--align", type=float, metavar="MINUTES")
+    parser.add_argument("--align", default="", metavar="minutes=M|steps=N")
     given = parser.parse_args()
     row = measured(given.recipe, given.active, given.tokens, given.align)
     show(row, given.write, RESULTS)
