@@ -12,7 +12,10 @@ from moeify.errors import InputError, UsageError
 from moeify.pipeline.context import Progress, no_progress
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from moeify.export.folder import LoadedFolder
+    from moeify.layers.moe_layer import MoELayer
     from moeify.measure.dense_ffn import DenseFFN
     from moeify.measure.routing_facts import RoutingFacts
 
@@ -126,11 +129,23 @@ def _measure(
     every = max(1, -(-len(paths) // SHOWN))
     loading: dict[str, Any] = {"dtype": loaded.manifest.dtype, "device": device, "allow_pickle": allow_pickle}
     ffns, about = _dense_ffns(folder, loaded, dense, lambda source: dense_model(source, factory, batch, **loading).model)
-    routing = routing_facts(
-        loaded.model, batches, paths[::every], ffns, lambda done: progress("looking at routing", done, None)
-    )  # fmt: skip
+
+    def looked_at(done: int) -> None:
+        progress("looking at routing", done, None)
+
+    routing = routing_facts(loaded.model, _layers(loaded.model), batches, paths[::every], ffns, looked_at)
     described = batches.describe() if isinstance(batches, DataSet) else {"name": type(data).__name__}
     return _Measured(routing, described, about)
+
+
+def _layers(model: nn.Module) -> Mapping[str, MoELayer]:
+    """By the path of the FFN that was there before."""
+    from moeify.frontend.onnx.model import OnnxModel
+    from moeify.layers.budget import moe_layers
+
+    if isinstance(model, OnnxModel):
+        return model.layers
+    return {path if layer.origin is None else layer.origin.path: layer for path, layer in moe_layers(model).items()}
 
 
 def _dense_ffns(folder: Path, loaded: LoadedFolder, dense: Source | None, opened: Any) -> tuple[dict[str, DenseFFN], str]:
@@ -138,6 +153,8 @@ def _dense_ffns(folder: Path, loaded: LoadedFolder, dense: Source | None, opened
     from moeify.frontend.recorded_source import recorded_source
     from moeify.measure.dense_ffn import dense_ffns
 
+    if loaded.manifest.source.kind == "onnx":
+        return {}, "it is told of PyTorch models alone"
     if dense is None:
         try:
             source = recorded_source(loaded.manifest.source, (folder.absolute().parent, Path.cwd()))

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from moeify.errors import InputError
 from moeify.ir.model_graph import Batch
-from moeify.layers.budget import moe_layers
 from moeify.layers.moe_layer import MoELayer
 from moeify.measure.co_activation import CoActivation, co_activation, dense_order
 from moeify.measure.dense_ffn import DenseFFN
@@ -63,14 +62,15 @@ class _Pairs(LoadMeter):
 
 def routing_facts(
     model: nn.Module,
+    layers: Mapping[str, MoELayer],
     batches: Iterable[Batch],
     shown: Collection[str],
     ffns: Mapping[str, DenseFFN],
     progress: Callable[[int], None] = lambda done: None,
 ) -> RoutingFacts:
-    """Runs the converted model on the batches once. shown: paths of layers whose neurons are looked at. ffns: dense FFNs by
-    path. progress: receives the number of batches done. Raises InputError where the model fails or there is no batch."""
-    layers = {_path(path, layer): layer for path, layer in moe_layers(model).items()}
+    """Runs the converted model on the batches once. layers: its MoE layers by the path of the dense FFN. shown: paths of layers
+    whose neurons are looked at. ffns: dense FFNs by path. progress: receives the number of batches done. Raises InputError
+    where the model fails or there is no batch."""
     meter, samples = _Pairs(), {path: EvenSample(SAMPLE) for path in layers if path in shown}
     done = 0
     with evaluating(model), metered(layers, meter), _sampled(layers, samples, meter):
@@ -85,10 +85,6 @@ def routing_facts(
             _together(path, layers[path], sample.rows(), meter, ffns.get(path)) for path, sample in samples.items()
         )
     return RoutingFacts(meter.results(layers), together)
-
-
-def _path(path: str, layer: MoELayer) -> str:
-    return path if layer.origin is None else layer.origin.path
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from moeify.errors import InputError, UsageError
 from moeify.export.folder import WEIGHTS
 from moeify.export.manifest import LayerEntry, read_manifest
+from moeify.export.onnx_folder import NAME as GRAPH
+from moeify.frontend.onnx.file import read_onnx
 from moeify.measure.layer_errors import NAMES
 from moeify.pipeline.recipe import Recipe
 
@@ -98,7 +100,7 @@ def folder_facts(folder: Path) -> FolderFacts:
         versions=manifest.versions,
         budget=_fraction(report.get("budget")),
         verdict=report["verdict"] if isinstance(report.get("verdict"), str) else None,
-        parameters=_values(folder / WEIGHTS),
+        parameters=_of_graph(folder / GRAPH) if manifest.source.kind == "onnx" else _values(folder / WEIGHTS),
         layers=tuple(_layer(path, entry, judged.get(path, {})) for path, entry in manifest.layers.items()),
         data=report["data"] if isinstance(report.get("data"), dict) else {},
         notes=tuple(map(str, _list(report.get("notes")))),
@@ -156,6 +158,12 @@ def _values(path: Path) -> int:
             return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read: {error}; copy the folder again, or convert the model again") from error
+
+
+def _of_graph(path: Path) -> int:
+    """The number of floating-point values that an ONNX graph holds."""
+    held = [value.const_value for value in read_onnx(path).graph.initializers.values()]
+    return sum(tensor.size for tensor in held if tensor is not None and tensor.dtype.is_floating_point())
 
 
 def _is_number(value: Any) -> bool:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import moeify as package
 from cli.command_line import Outcome
 from cli.tiny_models import TINY
+from onnx_files import dense_onnx
 from report_page.pages import Reader
 
 Run = Callable[[str], Outcome]
@@ -68,6 +70,18 @@ def test_without_the_dense_model_there_is_no_before(moeify: Run, out: Path, tmp_
     words = " ".join(Reader((out / "report.html").read_text("utf-8")).text.split())
     assert "neurons, before" not in words
     assert "How it was before is not shown: the model that it was made from, model.pt, is not beside it." in words
+
+
+def test_a_folder_that_came_of_an_onnx_file(moeify: Run, tmp_path: Path) -> None:
+    dense_onnx(tmp_path / "dense.onnx")
+    assert moeify("convert dense.onnx -o out --experts 4 --top-k 2").code == 0
+    example = torch.load(tmp_path / "out" / "source" / "example.pt", weights_only=True)
+    torch.save({name: value.repeat_interleave(4, 0) for name, value in example.items()}, tmp_path / "given.pt")
+    done = moeify("report out --data given.pt")
+    assert done.code == 0, done
+    words = " ".join(Reader((tmp_path / "out" / "report.html").read_text("utf-8")).text.split())
+    assert "experts, busiest first" in words
+    assert "How it was before is not shown: it is told of PyTorch models alone." in words
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from measure.small_models import HIDDEN, batches, converted_llama, llama
 from measure.test_load import inputs_of
@@ -15,7 +17,7 @@ from moeify.layers.budget import moe_layers
 from moeify.layers.rows import Rows
 from moeify.measure.dense_ffn import DenseFFN
 from moeify.measure.load import expert_load
-from moeify.measure.routing_facts import routing_facts
+from moeify.measure.routing_facts import RoutingFacts, routing_facts
 
 PATHS = [f"model.layers.{index}.mlp" for index in range(2)]
 
@@ -29,6 +31,10 @@ def dense() -> dict[str, DenseFFN]:
     return found
 
 
+def facts(model: nn.Module, *rest: Any) -> RoutingFacts:
+    return routing_facts(model, moe_layers(model), *rest)
+
+
 def padded(data: list[Batch]) -> list[Batch]:
     mask = torch.ones(2, 12, dtype=torch.int64)
     mask[1, 7:] = 0
@@ -38,14 +44,14 @@ def padded(data: list[Batch]) -> list[Batch]:
 @pytest.mark.parametrize("data", [batches(3), padded(batches(3))], ids=["whole", "padded"])
 def test_loads_are_those_of_expert_load(data: list[Batch]) -> None:
     model = converted_llama()
-    found = routing_facts(model, data, (), {})
+    found = facts(model, data, (), {})
     assert found.loads == expert_load(model, data)
     assert found.together == ()
 
 
 def test_pairs_of_experts_by_hand() -> None:
     model, data = converted_llama(), batches(3)
-    (found,) = routing_facts(model, data, PATHS[:1], {}).together
+    (found,) = facts(model, data, PATHS[:1], {}).together
     x = inputs_of(model, data)[PATHS[0]]
     with torch.no_grad():
         chosen = moe_layers(model)[PATHS[0]].route(x).chosen.double()
@@ -62,7 +68,7 @@ def correlation(strength: Tensor, sizes: tuple[int, ...]) -> float:
 
 def test_neurons_before_are_in_the_order_of_the_dense_model() -> None:
     model, data, sizes = converted_llama(), batches(3), (8, 10, 10, 10, 10)
-    (found,) = routing_facts(model, data, PATHS[:1], dense()).together
+    (found,) = facts(model, data, PATHS[:1], dense()).together
     x = inputs_of(model, data)[PATHS[0]]
     assert x.shape[1] == HIDDEN
     layer = moe_layers(model)[PATHS[0]]
@@ -78,19 +84,19 @@ def test_neurons_before_are_in_the_order_of_the_dense_model() -> None:
 
 def test_what_cannot_be_shown_says_why() -> None:
     data = batches(2)
-    (without,) = routing_facts(converted_llama(), data, PATHS[:1], {}).together
+    (without,) = facts(converted_llama(), data, PATHS[:1], {}).together
     assert without.before is None
     assert without.reason_before == "the dense model was not given"
     other = {PATHS[0]: dense()[PATHS[1]]}
-    (of_another,) = routing_facts(converted_llama(), data, PATHS[:1], other).together
+    (of_another,) = facts(converted_llama(), data, PATHS[:1], other).together
     assert of_another.reason_before == "its rows are not those of the dense model"
-    (single,) = routing_facts(converted_llama(shared=8, sizes=(1,) * 40), data, PATHS[:1], {}).together
+    (single,) = facts(converted_llama(shared=8, sizes=(1,) * 40), data, PATHS[:1], {}).together
     assert (single.neurons, single.reason) == (None, "every expert is one neuron")
     assert single.experts is not None
-    (copies,) = routing_facts(converted_llama(shared=0, sizes=(12,) * 4, shards=1, neurons=12), data, PATHS[:1], {}).together
+    (copies,) = facts(converted_llama(shared=0, sizes=(12,) * 4, shards=1, neurons=12), data, PATHS[:1], {}).together
     assert copies.reason == "its experts are no partition of the dense FFN's neurons"
 
 
 def test_no_batch_is_refused() -> None:
     with pytest.raises(InputError, match=r"^the data holds no batch to look at$"):
-        routing_facts(converted_llama(), [], (), {})
+        facts(converted_llama(), [], (), {})
