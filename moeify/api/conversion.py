@@ -13,6 +13,7 @@ from torch import nn
 from moeify.api.aligning import align_converted, check_alignment, dense_opener
 from moeify.api.arguments import Data, Example, Factory, Source, check_exports, check_output
 from moeify.api.models import save
+from moeify.api.onnx_source import check_onnx_output, is_onnx
 from moeify.api.planning import Ready, prepare, registry
 from moeify.data.calls import batches_digest
 from moeify.errors import ConversionError, UsageError
@@ -88,6 +89,8 @@ def convert(
     )
     check_exports(export, output, dtype=dtype, device=device)
     check_alignment(align, calibrate)
+    if is_onnx(source):
+        check_onnx_output(align, export)
     if output is not None:
         check_output(Path(output), source, force=force)
     with _journal(source, output, resume=resume) as journal:

@@ -26,8 +26,8 @@ def inspect(
     from moeify.splice.eager_host import EagerHost
 
     kind = "module" if isinstance(source, nn.Module) else sniff(Path(source))
-    if kind == "onnx":
-        return _inspect_onnx(Path(str(source)))
+    if kind == "onnx" and (found := _inspect_onnx(Path(str(source)))).rows:
+        return found
     if kind == "converted":
         from moeify.export.manifest import read_manifest
 

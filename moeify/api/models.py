@@ -36,7 +36,7 @@ def open_model(
     Raises InputError for what cannot be read or traced, UsageError for wrong arguments.
     """
     from moeify.frontend.load_model import load_model
-    from moeify.splice.eager_host import EagerHost
+    from moeify.splice.onnx_host import host_of
 
     loaded = load_model(
         source,
@@ -46,7 +46,7 @@ def open_model(
         device=device_of(device),
         allow_pickle=allow_pickle,
     )
-    return ModelGraph(EagerHost(loaded))
+    return ModelGraph(host_of(loaded))
 
 
 def open_outline(
@@ -92,6 +92,7 @@ def save(
     """
     from moeify.export.folder import LayerEntry, save_folder
     from moeify.splice.eager_host import EagerHost
+    from moeify.splice.onnx_host import OnnxHost
 
     check_exports(export, output)
     host = graph.host
@@ -104,7 +105,7 @@ def save(
     text = (recipe or Recipe.of(report.passes, report.seed)).to_toml()
 
     def also(folder: Path) -> None:
-        if "onnx" in export:
+        if "onnx" in export or isinstance(host, OnnxHost):
             from moeify.export.onnx.exporting import export_onnx
 
             progress("exporting ONNX", 0, None)

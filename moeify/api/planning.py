@@ -9,6 +9,7 @@ from typing import Any
 
 from moeify.api.arguments import Data, Example, Factory, Source, open_batches
 from moeify.api.models import open_model, open_outline
+from moeify.api.onnx_source import check_onnx_passes, is_onnx
 from moeify.api.outlook import check_outlook, fit
 from moeify.errors import InputError, UsageError
 from moeify.frontend.other_checkpoints import OtherCheckpoints, check_same_shapes
@@ -90,6 +91,8 @@ def prepare(
 
     weights: without them as much is read as a plan needs."""
     pipeline = _build(recipe, calibrate, tokens)
+    if is_onnx(source):
+        check_onnx_passes(flatten(pipeline.passes), dtype, device)
     check_same_shapes(source, _checkpoints(pipeline))
     if weights:
         check_outlook(pipeline, source, factory=factory, example=example, dtype=dtype, device=device)

@@ -14,11 +14,10 @@ from moeify.errors import UsageError
 if TYPE_CHECKING:
     from moeify.api import Conversion
     from moeify.pipeline.plan import Plan
-    from moeify.training.align import Alignment
 
 
 def convert(
-    model: Annotated[str, typer.Argument(help="The dense model: a Hugging Face folder, a GGUF file, a .pt or .pt2 file.")],
+    model: Annotated[str, typer.Argument(help="The dense model: a Hugging Face folder, or a GGUF, .pt, .pt2 or .onnx file.")],
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="OUT", help="The folder to write; it appears whole or not at all.")
     ] = None,
@@ -74,6 +73,7 @@ def convert(
     with working(screen) as progress:
         from moeify import api
         from moeify.pipeline.recipe import parse_setting
+        from moeify.training.align import Alignment
 
         options: dict[str, Any] = {
             "recipe": recipe, "experts": experts, "top_k": top_k, "active": active, "layers": layers,
@@ -85,7 +85,8 @@ def convert(
             planned = api.plan(model, **options)
         else:
             exports = [name.strip() for name in export.split(",")]
-            options |= {"export": exports, "force": force, "resume": resume, "progress": progress, "align": _alignment(align)}
+            options |= {"export": exports, "force": force, "resume": resume, "progress": progress}
+            options["align"] = None if align is None else Alignment.parse(align)
             done = api.convert(model, output, **options, planned=lambda plan: _show_growth(plan, screen))
     if dry_run:
         _show_plan(planned, screen)
@@ -94,20 +95,6 @@ def convert(
             taken = f"{done.resumed} layers were taken over from the run before"
             screen.note(taken if done.resumed else "nothing to resume: the conversion was begun anew")
         _show_conversion(done, screen)
-
-
-def _alignment(text: str | None) -> Alignment | None:
-    """`minutes=10`, or other options of an alignment, separated by commas. Raises UsageError."""
-    if text is None:
-        return None
-    from moeify.training.align import Alignment
-
-    try:
-        given = {name.strip(): float(value) for name, _, value in (part.partition("=") for part in text.split(","))}
-        whole = {name: int(value) for name, value in given.items() if name in ("steps", "tokens", "seed")}
-        return Alignment(**({"minutes": None} if "steps" in given else {}) | given | whole)  # type: ignore[arg-type]  # checked there
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--align is {text!r}: write minutes=10, or options of moeify.Alignment between commas") from error
 
 
 def _show_plan(plan: Plan, screen: Screen) -> None:

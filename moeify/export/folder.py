@@ -7,6 +7,8 @@
     OUT/source/              config, generation config and tokenizer of the dense model; or the module or program without
                              its weights, and the inputs that were assumed for it
 
+What comes of an ONNX file has OUT/model.onnx besides: see onnx_folder.py.
+
 There is no config.json at the top: transformers must not take the folder for a dense model. The bytes depend on
 the model alone: no times, no machine.
 """
@@ -32,8 +34,10 @@ from moeify.export.atomic import whole_folder
 from moeify.export.folder_skeleton import build_skeleton, read_assumed, read_tokenizer
 from moeify.export.folder_weights import load_weights, write_weights
 from moeify.export.manifest import NAME, LayerEntry, Manifest, json_text, read_manifest
+from moeify.export.onnx_folder import open_onnx_folder, write_rest
 from moeify.frontend.load_factory import Factory
 from moeify.frontend.loaded import LoadedModel, SourceInfo, file_digest
+from moeify.frontend.onnx.model import OnnxModel
 from moeify.ir.model_graph import Batch
 
 __all__ = ["LayerEntry", "LoadedFolder", "load_folder", "package_versions", "save_folder", "verify_files", "write_manifest"]
@@ -72,12 +76,15 @@ def save_folder(
     if loaded.path is not None:
         check_apart(output, loaded.path)
     with whole_folder(output, force) as folder:
-        aliases = write_weights(model, folder / WEIGHTS)
+        of_graph = isinstance(model, OnnxModel)  # which `also` writes
+        aliases = {} if of_graph else write_weights(model, folder / WEIGHTS)
         _write(folder / "recipe.toml", recipe_text)
         _write(folder / "report.json", json_text(_finite(report)))
         loaded.save_source(folder / "source")
         if also is not None:
             also(folder)
+        if isinstance(model, OnnxModel):
+            write_rest(model, folder, WEIGHTS)
         (folder / WEIGHTS).chmod((folder / "recipe.toml").stat().st_mode)  # safetensors leaves it to its owner alone
         write_manifest(folder, model, loaded.source, layers, aliases)
     return output
@@ -120,6 +127,9 @@ def load_folder(
     if WEIGHTS not in manifest.digests:
         raise InputError(f"{folder / NAME}: field digests lacks {WEIGHTS}; convert the model again")
     verify_files(folder, manifest.digests)
+    if manifest.source.kind == "onnx":
+        found = open_onnx_folder(folder, manifest, WEIGHTS, example := read_assumed(folder))
+        return LoadedFolder(found.eval(), manifest, read_tokenizer(folder), example, _budget(folder))
     kind = dtype or manifest.dtype
     model = build_skeleton(folder, manifest.source, factory, kind, allow_pickle)
     for path, entry in manifest.layers.items():

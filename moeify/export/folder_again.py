@@ -26,6 +26,10 @@ def resave_folder(model: nn.Module, like: Path, output: Path, *, force: bool) ->
     Raises UsageError for a model that is not of that folder, InputError where it is damaged, OutputError as `save_folder`.
     """
     manifest = read_manifest(like)
+    if manifest.source.kind == "onnx":
+        raise UsageError(
+            f"{like}: is of an ONNX file, which is not written a second time: export it (moeify export, moeify.export)"
+        )
     found = {layer.origin.path: layer for layer in moe_layers(model).values() if layer.origin is not None}
     if found.keys() != manifest.layers.keys():
         raise UsageError(

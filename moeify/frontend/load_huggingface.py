@@ -22,7 +22,7 @@ from moeify.frontend.load_safetensors import safetensors_contents
 from moeify.frontend.loaded import LoadedModel, SourceInfo, file_digest
 
 #: Files that make a tokenizer; without one of them there is none, whatever transformers would make up.
-_TOKENIZER = (
+TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt",
     "vocab.json",
 )  # fmt: skip
@@ -47,7 +47,7 @@ def load_huggingface(path: Path, dtype: torch.dtype, *, weights: bool = True) ->
         check_parameters(outline, held.elements, str(path / "config.json"))
         model, notes = _load(cls, path, path, dtype, {"use_safetensors": True}) if weights else (outline, ())
         tokenizer, remark = (
-            _tokenizer(transformers, path, path) if any((path / n).is_file() for n in _TOKENIZER) else (None, None)
+            tokenizer_in(transformers, path, path) if any((path / n).is_file() for n in TOKENIZER_FILES) else (None, None)
         )
     check_floats(model, held.others, str(path))
     if weights:
@@ -75,7 +75,7 @@ def load_gguf(path: Path, dtype: torch.dtype, *, weights: bool = True) -> Loaded
         outline = _or_input_error(path, lambda: _outline(cls, config, dtype))
         check_parameters(outline, elements, str(path))
         model, notes = _load(cls, path, folder, dtype, file) if weights else (outline, ())
-        tokenizer, remark = _tokenizer(transformers, path, folder, file)
+        tokenizer, remark = tokenizer_in(transformers, path, folder, file)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are plain numbers now, and may be saved as such
     model.hf_quantizer = None
@@ -139,7 +139,7 @@ def _load(cls: Any, where: Path, folder: Path, dtype: torch.dtype, options: Mapp
     return model, (note,) if unexpected else ()
 
 
-def _tokenizer(
+def tokenizer_in(
     transformers: Any, where: Path, folder: Path, options: Mapping[str, Any] | None = None
 ) -> tuple[Any | None, str | None]:
     """The tokenizer, or None and the reason: a conversion may do without, text may not."""

@@ -27,6 +27,8 @@ from moeify.frontend.load_safetensors import read_safetensors
 from moeify.frontend.load_saved import read_saved
 from moeify.frontend.load_state_dict import fill, state_dict_of
 from moeify.frontend.loaded import LoadedModel, SourceInfo, file_digest
+from moeify.frontend.onnx.load import load_onnx, with_onnx_inputs
+from moeify.frontend.onnx.model import OnnxModel
 from moeify.frontend.sniff import Kind, sniff
 from moeify.ir.model_graph import Batch
 
@@ -42,11 +44,12 @@ def load_model(
 ) -> LoadedModel:
     """The model, in eval mode on that device, with example inputs.
 
-    source: a Hugging Face folder (safetensors) or a LoRA adapter's, a GGUF file, a state_dict (.pt, .pth, .safetensors) with
-    its `factory`, a pickled module (.pt; with a factory its weights count alone), a torch.export archive (.pt2) or a module in
-    memory, which both stay in their own dtype. What a file holds is told by its content. Nothing is downloaded; no code of
-    the file's own is run, but for pickles with allow_pickle; a factory or example given by name is imported. Inputs that are
-    not given are told by the archive, by a config of transformers or by the first layer.
+    source: a Hugging Face folder (safetensors) or a LoRA adapter's, a GGUF file, an ONNX file, a state_dict (.pt, .pth,
+    .safetensors) with its `factory`, a pickled module (.pt; with a factory its weights count alone), a torch.export archive
+    (.pt2) or a module in memory, which both stay in their own dtype. What a file holds is told by its content. Nothing is
+    downloaded; no code of the file's own is run, but for pickles with allow_pickle; a factory or example given by name is
+    imported. Inputs that are not given are told by the archive, by an ONNX file's own, by a config of transformers or by the
+    first layer.
 
     Raises InputError (or UsageError for a wrong combination of arguments) in one line: what, where, which value, what next.
     """
@@ -66,6 +69,8 @@ def with_inputs(loaded: LoadedModel, example: str | Path | Batch | None, device:
 
     Raises InputError where none can be had.
     """
+    if isinstance(loaded.model, OnnxModel):
+        return with_onnx_inputs(loaded, None if example is None else read_example(example, device))
     if example is not None:
         loaded = replace(loaded, example=read_example(example, device))
     elif not loaded.example:
@@ -76,6 +81,7 @@ def with_inputs(loaded: LoadedModel, example: str | Path | Batch | None, device:
 #: What needs no factory, and how it is read.
 _WHOLE: Mapping[Kind, Callable[[Path, torch.dtype], LoadedModel]] = {
     "huggingface": load_huggingface, "adapter": load_adapter, "gguf": load_gguf, "exported-program": load_exported,
+    "onnx": load_onnx,
 }  # fmt: skip
 
 

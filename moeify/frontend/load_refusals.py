@@ -10,7 +10,6 @@ from moeify.frontend.sniff import Kind
 _INSTEAD: dict[Kind, str] = {
     "converted": "is a converted model already; give the dense model, or open it with moeify.load",
     "torchscript": "is a TorchScript archive, which cannot be converted; save model.state_dict() of the Python model instead",
-    "onnx": "is an ONNX file, which has no training path; give the PyTorch model that it was exported from",
     "zip": "is a zip archive that torch.save did not write; give a state_dict, a GGUF file or a Hugging Face folder",
 }
 
@@ -27,7 +26,7 @@ def refusal(path: Path, kind: Kind) -> InputError:
         known = path.suffix.lower() in _MODEL_SUFFIXES
         claim = f"is no {path.suffix} file that can be read (damaged or truncated?)" if known else "is of no known kind"
         return InputError(
-            f"{path}: {claim}; models come as a Hugging Face folder, a GGUF file, or a .pt, .pt2 or .safetensors file"
+            f"{path}: {claim}; models come as a Hugging Face folder, or a GGUF, .pt, .pt2, .safetensors or .onnx file"
         )
     return InputError(f"{path}: {_INSTEAD[kind]}")
 

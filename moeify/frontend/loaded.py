@@ -12,7 +12,7 @@ from torch import nn
 
 from moeify.ir.model_graph import Batch
 
-SourceKind = Literal["huggingface", "adapter", "gguf", "state-dict", "module-file", "exported-program", "module"]
+SourceKind = Literal["huggingface", "adapter", "gguf", "state-dict", "module-file", "exported-program", "onnx", "module"]
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,12 @@ class LoadedModel:
         Nothing is written for a model that only its factory can build.
         """
         of_transformers = self.source.model_class.startswith("transformers.")
-        if of_transformers or self.files:
+        if of_transformers or self.files or self.tokenizer is not None:
             folder.mkdir(parents=True, exist_ok=True)
         if of_transformers:
             self._save_configs(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
 
@@ -66,8 +68,6 @@ class LoadedModel:
         model.config.save_pretrained(folder)
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(folder)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
 
 
 def file_digest(path: Path) -> str:

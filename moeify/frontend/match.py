@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -18,7 +18,7 @@ from moeify.frontend.rewrite_scopes import Scopes, parent
 from moeify.frontend.traced import Traced
 from moeify.ir.feed_forward import FeedForward, Refusal, Rewrite
 
-__all__ = ["Call", "Found", "match"]
+__all__ = ["Call", "Found", "Ways", "match"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +46,19 @@ class Found:
     calls: Mapping[str, tuple[Call, ...]]
 
 
-def match(model: nn.Module, traced: Traced) -> Found:
+#: How an FFN with these calls is rewritten, or why it cannot be.
+Ways = Callable[[Sequence[Match]], Rewrite | str]
+
+
+def match(model: nn.Module, traced: Traced, ways: Ways | None = None) -> Found:
     """All feed-forward networks of the traced model, and those near it with the reason why they are left alone.
 
     From the input of each projection the graph is walked backwards through steps that treat every value for itself, down
     to projections; what lies between is computed on a grid to name the activation and the gate. What is near a
     feed-forward network is said at `match_checks.examined`. A site's FFN takes hidden values and gives as many back, with
     more neurons than that; its weights are used nowhere else.
+
+    ways: of a host that is no eager module; None: those of `rewrite_choice`.
     """
     experts = ExpertLayers.of(model)
     refused: dict[Refusal, Cone | None] = {Refusal(path, reason): None for path, reason in experts.reasons()}
@@ -70,16 +76,23 @@ def match(model: nn.Module, traced: Traced) -> Found:
             refused[Refusal(path, "its output has other leading sizes than its input")] = None
         elif verdict is not None and ends is not None:
             groups.setdefault(_identity(found), []).append(Match(found, verdict, *ends))
-    return _found(model, traced, list(groups.values()), refused)
+    return _found(model, traced, list(groups.values()), refused, ways or _eager_ways(model, traced))
 
 
-def _found(model: nn.Module, traced: Traced, groups: Sequence[list[Match]], refused: dict[Refusal, Cone | None]) -> Found:
+def _eager_ways(model: nn.Module, traced: Traced) -> Ways:
+    scopes = Scopes.of(model, traced)
+    return lambda matches: choose(matches, scopes)
+
+
+def _found(
+    model: nn.Module, traced: Traced, groups: Sequence[list[Match]], refused: dict[Refusal, Cone | None], ways: Ways
+) -> Found:
     """Sites and refusals of what was matched; a refusal for its size alone that shares weights with a site is dropped."""
-    sharing, scopes = Sharing.of(model, traced), Scopes.of(model, traced)
+    sharing = Sharing.of(model, traced)
     kept: list[tuple[list[Match], Rewrite]] = []
     for matches in groups:
         reason = sharing.reason([m.cone for m in matches])
-        way = choose(matches, scopes) if reason is None else reason
+        way = ways(matches) if reason is None else reason
         if isinstance(way, Rewrite):
             kept.append((matches, way))
         else:
@@ -107,11 +120,12 @@ def _weights(found: Cone) -> set[str]:
 
 
 def _unique_paths(kept: Sequence[tuple[list[Match], Rewrite]]) -> list[str]:
-    """The FFN's module; of two FFNs in one module, the modules of their second matrices, or those matrices themselves."""
+    """The FFN's module; of two FFNs in one module (or where that is the whole model), the modules of their second matrices, or
+    those matrices themselves."""
     downs = [matches[0].cone.down.weight for matches, _ in kept]
     chosen = [module_path(matches[0].cone) for matches, _ in kept]
     for names in ([parent(down) for down in downs], downs):
-        chosen = [name if chosen.count(path) > 1 else path for path, name in zip(chosen, names)]
+        chosen = [name if chosen.count(path) > 1 or not path else path for path, name in zip(chosen, names)]
     return chosen
 
 

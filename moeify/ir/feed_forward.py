@@ -15,8 +15,8 @@ from moeify.ir.weight_place import WeightPlace
 #: Gives a tensor by the name of a parameter.
 ReadTensor = Callable[[str], Tensor]
 
-#: How the eager model is rewritten (see docs/decisions/0001-four-ways-of-rewriting.md).
-Way = Literal["submodule", "identity", "stash", "weights"]
+#: How the eager model is rewritten (see docs/decisions/0001-four-ways-of-rewriting.md); "graph": an ONNX graph instead.
+Way = Literal["submodule", "identity", "stash", "weights", "graph"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,8 @@ class Rewrite:
     """How a finished MoE layer is put into the eager model; plain data, kept in the output folder.
 
     `modules` names what is touched, by role: "submodule" -> {ffn}; "identity" and "stash" -> {up, [gate], [activation],
-    down}; "weights" -> {owner, up, [gate], down, [biases]} with parameter names relative to the owner.
+    down}; "weights" -> {owner, up, [gate], down, [biases]} with parameter names relative to the owner; "graph" -> {x, y}, the
+    names of values of an ONNX graph, {x@1, y@1} and so on for further calls.
     `hidden_dropout` and `output_dropout` are probabilities that the new layer must apply itself in training.
     `channels`: the features stand in dim 1, [batch, hidden, ...], as 1x1 convolutions have them; else in the last dimension.
     """

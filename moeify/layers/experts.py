@@ -19,6 +19,8 @@ from moeify.layers.rows import Rows, linear
 #: So many routed experts or more, of fewer rows than that on average, are computed all at once: a step for each would cost more
 #: than it saves.
 _MANY, _SMALL = 64, 32
+#: Rows of few idle experts are computed and masked too: to pick the others would be a copy of nearly everything.
+_NEARLY_ALL = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +127,9 @@ def run_fine(x: Tensor, every: Rows, weights: LayerWeights, routing: Routing, ga
     shared, *sizes = weights.sizes
     counts = torch.tensor(sizes, device=x.device)
     of_row = torch.arange(len(sizes), device=x.device).repeat_interleave(counts, output_size=sum(sizes))
-    used = routing.chosen.any(0)[of_row].nonzero().flatten()
+    some = routing.chosen.any(0)
+    some |= some.sum() > _NEARLY_ALL * len(sizes)
+    used = some[of_row].nonzero().flatten()
     places = torch.cat((torch.arange(shared, device=x.device), used + shared))
     rows = every if len(places) == len(every.up) else every.picked(places)
     h = _hidden(x, rows, weights)

@@ -46,29 +46,28 @@ class EagerHost:
         return self._traced
 
     def find(self) -> tuple[tuple[FeedForward, ...], tuple[Refusal, ...]]:
+        found = self.found()
+        return found.sites, found.refusals
+
+    def found(self) -> Found:
+        """What the model holds, looked for at first use."""
         if self._found is None:
             self._found = match(self.model, self.traced)
-        return self._found.sites, self._found.refusals
+        return self._found
 
     def walk(self, batches: Iterable[Batch], prefix: str, memory: int) -> AbstractContextManager[GraphWalk]:
-        self.find()
-        assert self._found is not None
         layers = self.layers if prefix == "converted" else None
-        return GraphWalk(self.model, self.traced, self._found, batches, layers, memory)
+        return GraphWalk(self.model, self.traced, self.found(), batches, layers, memory)
 
     def gradients(self, batches: Iterable[Batch], loss: Loss) -> Iterator[dict[str, OutputGradient]]:
-        self.find()
-        assert self._found is not None
         if self.layers:
             raise ConversionError("gradients are those of the dense model: ask for them before a layer is converted")
-        return output_gradients(self.model, self.traced, self._found, batches, loss)
+        return output_gradients(self.model, self.traced, self.found(), batches, loss)
 
     def effects(
         self, sites: Sequence[FeedForward], batches: Iterable[Batch], size: float, generator: torch.Generator
     ) -> list[float]:
-        self.find()
-        assert self._found is not None
-        with EffectWalk(self.model, self.traced, self._found, batches, None, _UNBOUNDED) as walk:
+        with EffectWalk(self.model, self.traced, self.found(), batches, None, _UNBOUNDED) as walk:
             return walk.effects(sites, size, generator)
 
     def splice(self, site: FeedForward, spec: MoESpec) -> None:

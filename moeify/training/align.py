@@ -30,6 +30,7 @@ from moeify.training.product_precision import Precision, check_precision, produc
 
 #: So often are the held-out rows looked at, and so many looks in a row that were no better end a run.
 _LOOKS, _PATIENCE = 6, 3
+_WHOLE = ("steps", "tokens", "seed")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,21 @@ class Alignment:
     clip: float = 1.0
     seed: int = 0
     precision: Precision = "auto"
+
+    @classmethod
+    def parse(cls, text: str) -> Alignment:
+        """Of "minutes=10", "steps=160, precision=float32" or the like; with steps and no minutes the clock has no say.
+
+        Raises UsageError.
+        """
+        pairs = [part.partition("=") for part in text.split(",")]
+        given: dict[str, Any] = {name.strip(): value.strip() for name, _, value in pairs}
+        try:
+            for name, value in given.items():
+                given[name] = value if name == "precision" else (int if name in _WHOLE else float)(value)
+            return cls(**({"minutes": None} if "steps" in given else {}) | given)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"align is {text!r}: write minutes=10, or options of moeify.Alignment between commas") from error
 
     def __post_init__(self) -> None:
         check_precision(self.precision)

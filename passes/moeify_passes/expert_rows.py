@@ -57,10 +57,14 @@ class ExpertRows:
     def gated_outputs(self, x: Tensor, gates: Tensor) -> Tensor:
         """h(x) of all rows times the gate of the expert that each is in, 1 in the shared one: [tokens, rows] of gates [tokens,
         experts]. A gate of 0 gives 0 whatever h is."""
+        return self.gated(self.hidden(x), gates)
+
+    def gated(self, h: Tensor, gates: Tensor) -> Tensor:
+        """The same of h = hidden(x)."""
         sizes = torch.tensor(self.offsets).diff()
         of_rows = gates.repeat_interleave(sizes, dim=1, output_size=int(sizes.sum()))
         of_rows = F.pad(of_rows, (self.offsets[0], 0), value=1.0)
-        return (self.hidden(x) * of_rows).masked_fill_(of_rows == 0, 0.0)
+        return (h * of_rows).masked_fill_(of_rows == 0, 0.0)
 
     def _output(self, x: Tensor, expert: int) -> Tensor:
         rows = self.rows(expert)

@@ -120,6 +120,15 @@ def test_the_native_operator_comes_with_the_folder(folder: Path, eager: Any, tmp
         genai.Model(str(moved))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_files_of_fewer_bits_are_opened(precision: str, folder: Path, tmp_path: Path) -> None:
+    """The check of the export compares each token's logits with those of ONNX Runtime."""
+    report = api.export_genai(folder, tmp_path / "genai", precision=precision)
+    assert report.tokens == 16
+    assert report.model.precision == precision
+
+
 @pytest.fixture
 def ready(written: GenaiReport, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ONNX file of the folder is not made again."""

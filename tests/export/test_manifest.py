@@ -140,7 +140,7 @@ FAULTS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("a place of text", lambda d: _DENSE(d).update(up="z.mlp.up"), "dense: field up is a text, not a table"),
     ("a shape of one size", lambda d: _DENSE(d)["up"].update(shape=[9]), "dense: up: field shape holds 1 numbers, not 2"),
     ("rows of three", lambda d: _DENSE(d)["up"].update(rows=[0, 1, 2]), "dense: up: field rows holds 3 numbers, not 2"),
-    ("an unknown kind of source", lambda d: d["source"].update(kind="onnx"), "source: field kind is 'onnx'"),
+    ("an unknown kind of source", lambda d: d["source"].update(kind="tape"), "source: field kind is 'tape'"),
     ("a factory of a number", lambda d: d["source"].update(factory=1), "source: field factory is a whole number"),
     ("a digest of null", lambda d: d["digests"].update(x=None), "digests: field x is null"),
     ("a file outside", lambda d: d["digests"].update({"../x": "00"}), "names the file '../x', which is outside"),

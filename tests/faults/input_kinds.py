@@ -24,6 +24,7 @@ from data.small_tokenizers import TEXT, byte_level
 from frontend.tiny_adapter import adapt
 from frontend.tiny_gguf import write_gguf
 from moeify import api
+from onnx_files import dense_onnx
 
 Places = Callable[[bytes], Iterable[int]]
 
@@ -165,6 +166,7 @@ KINDS = (
     InputKind("the recipe of a converted folder", "moe", _moe, f"evaluate moe --data rows.pt {TINY}", "recipe.toml",
               guarded=everything),
     InputKind("an ONNX file", "model.onnx", _onnx, "inspect model.onnx", cut="perhaps"),
+    InputKind("a dense ONNX file", "dense.onnx", dense_onnx, "convert dense.onnx -o new --experts 4", cut="perhaps"),
     InputKind("rows in a .pt", "rows.pt", FILES["rows.pt"], f"{DATA} rows.pt", guarded=zip_entries),
     InputKind("rows in an old .pt", "old-rows.pt", _old(_rows), f"{DATA} old-rows.pt"),
     InputKind("rows in an .npz", "rows.npz", lambda p: np.savez(p, _rows().numpy()), f"{DATA} rows.npz", guarded=zip_entries),

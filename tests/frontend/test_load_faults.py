@@ -68,7 +68,6 @@ REFUSED: list[tuple[str, str, Callable[[Path], object], str]] = [
     ("a trap", ".pt", lambda p: torch.save({"x": Trap(p.parent / "sprung")}, p), r"classes posix\.mkdir, which could run code"),
     ("a bare pickle", ".pkl", lambda p: p.write_bytes(pickle.dumps({"x": 1})), "cannot be read safely"),
     ("a bare trap", ".pkl", lambda p: p.write_bytes(pickle.dumps(Trap(p.parent / "sprung"), 2)), "posix.mkdir"),
-    ("an ONNX file", ".onnx", lambda p: p.write_bytes(b"\x08\x0e\x12\x01x:\x00"), "ONNX file, which has no training path"),
     (
         "a TorchScript archive",
         ".pt",

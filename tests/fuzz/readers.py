@@ -36,9 +36,11 @@ from moeify.frontend.load_model import load_model
 from moeify.frontend.load_safetensors import read_safetensors, safetensors_contents
 from moeify.frontend.load_saved import read_saved
 from moeify.frontend.load_state_dict import state_dict_of
+from moeify.frontend.onnx.load import load_onnx
 from moeify.frontend.sniff import sniff
 from moeify.pipeline.recipe import load_recipe, presets
 from onnx_blocks import moe_layer
+from onnx_files import dense_onnx
 
 Bytes = st.SearchStrategy[bytes]
 
@@ -131,6 +133,12 @@ def _onnx() -> bytes:
         return (Path(folder) / "m.onnx").read_bytes()
 
 
+@cache
+def _dense_onnx() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return dense_onnx(Path(folder) / "d.onnx").read_bytes()
+
+
 def _data(path: Path) -> None:
     for _, _batch in zip(range(50), open_data(path, tokenizer=byte_level(), vocabulary=400)):
         pass
@@ -199,4 +207,5 @@ READERS = {
                                    safetensors_of, head=1500, beside=_llama, slowness=4),
     "a GGUF file": Reader("m.gguf", _gguf, load_model, head=1500, slowness=4),
     "an ONNX file": Reader("m.onnx", _onnx, onnx_layers),
+    "a dense ONNX file": Reader("d.onnx", _dense_onnx, lambda p: load_onnx(p, torch.float32), head=1500, slowness=2),
 }  # fmt: skip

@@ -186,3 +186,11 @@ def test_products_of_either_precision_bring_it_nearer(precision: Any) -> None:
 def test_refuses_another_precision() -> None:
     with pytest.raises(UsageError, match=r"align\.precision is 'half': choose one of auto, float32, bfloat16"):
         Alignment(precision="half")  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_options_come_of_a_text() -> None:
+    assert Alignment.parse("minutes=2.5, precision=float32") == Alignment(minutes=2.5, precision="float32")
+    assert Alignment.parse("steps=40,tokens=8") == Alignment(minutes=None, steps=40, tokens=8)
+    for wrong in ("soon", "minutes=", "steps=1.5", "speed=2"):
+        with pytest.raises(UsageError, match="write minutes=10, or options"):
+            Alignment.parse(wrong)

@@ -17,6 +17,7 @@ from moeify.export.onnx.attach import MoENode
 from moeify.export.onnx.body import OPSET
 from moeify.export.onnx.calm import calm
 from moeify.export.onnx.distance import BOUNDS
+from moeify.export.onnx.interface import Interface
 from moeify.export.onnx.lowering.choices import TOKENS, check_lowering
 from moeify.export.onnx.lowering.lower import lower
 from moeify.export.onnx.model_interface import model_interface
@@ -24,8 +25,10 @@ from moeify.export.onnx.packages import check_packages
 from moeify.export.onnx.precision.choices import check_precision
 from moeify.export.onnx.precision.rounded_graph import lower_precision
 from moeify.export.onnx.report import Check, Lowered, OnnxReport, Port
+from moeify.export.onnx.splicing import onnx_interface, spliced_graph
 from moeify.export.onnx.tracing import trace
 from moeify.export.onnx.verify import verify
+from moeify.frontend.onnx.model import OnnxModel
 from moeify.ir.model_graph import Batch
 from moeify.layers.folding import folded_layers
 
@@ -61,8 +64,7 @@ def export_onnx(
     check_target(output, force=force)
     with calm(model), whole_file(output, force) as part:
         with folded_layers(model):  # the operator takes plain rows
-            interface = model_interface(model, example)
-            graph = trace(interface, opset)
+            interface, graph = _traced(model, example, opset)
         stored = lower_precision(graph, precision)
         layers, lowered = lower(graph, lowering, tokens)
         data = _save(graph, part)
@@ -74,6 +76,15 @@ def export_onnx(
                 os.replace(data, place)
         report = _report(graph, output, layers, lowered, checks, size, time.monotonic() - started)
         return replace(report, precision=precision, stored=stored)
+
+
+def _traced(model: nn.Module, example: Batch, opset: int) -> tuple[Interface, ir.Model]:
+    """The graph with opaque MoE nodes: of a torch model by a trace, of an ONNX graph by taking its layers in."""
+    if isinstance(model, OnnxModel):
+        assert isinstance(example, dict)
+        return onnx_interface(model, example), spliced_graph(model)
+    interface = model_interface(model, example)
+    return interface, trace(interface, opset)
 
 
 def _check(model: nn.Module, opset: int, precision: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moeify.errors import ConversionError, UsageError
@@ -19,13 +20,19 @@ HELD = "traced"
 
 @dataclass(frozen=True, eq=False)
 class Interface:
-    """module: takes the example's tensors in order and gives a tuple of tensors. cache_layers: 0 where there is no cache."""
+    """module: takes the example's tensors in order and gives a tuple of tensors. cache_layers: 0 where there is no cache.
+
+    implied: further inputs of the file, for those of the module: the empty caches of a graph that came with some. may_refuse:
+    does the module say by InputError which sizes it does not take, whatever its inputs are said to be?
+    """
 
     module: nn.Module
     example: tuple[Tensor, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     cache_layers: int = 0
+    implied: Callable[[Mapping[str, Tensor]], dict[str, NDArray[Any]]] = lambda inputs: {}
+    may_refuse: bool = False
 
 
 class FlatModel(nn.Module):

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 Axes = tuple[dict[int, Any], ...]
 
 
-def trace(interface: Interface, opset: int) -> ir.Model:
-    """Raises ConversionError where torch.onnx.export cannot translate the model."""
-    program = (
-        _decoder_program(interface, opset) if interface.cache_layers else _program(interface, _free_axes(interface), opset)
-    )
+def trace(interface: Interface, opset: int, axes: Axes | None = None) -> ir.Model:
+    """axes: of each input those that are free, where it is known better than from the names and types of the inputs.
+
+    Raises ConversionError where torch.onnx.export cannot translate the model.
+    """
+    if interface.cache_layers:
+        program = _decoder_program(interface, opset)
+    else:
+        program = _program(interface, axes or _free_axes(interface), opset)
     simplify(program.model)
     store_once(program.model)
     _drop_prefix(program.model)

@@ -17,6 +17,8 @@ Array = NDArray[Any]
 #: The name of a trial, the model's outputs, the file's outputs.
 Trial = tuple[str, Callable[[], list[Array]], Callable[[Any], list[Array]]]
 
+#: The name of the trial on the example's own sizes.
+EXAMPLE = "the example"
 #: Tokens of prefill, then of each step on the cache.
 _STEPS = (7, 1, 1, 4)
 
@@ -80,7 +82,7 @@ def flat_trials(interface: Interface, session: Any) -> Iterator[Trial]:
 
         def exported(session: Any, inputs: dict[str, Tensor] = inputs) -> list[Array]:
             feeds = {key: tensor.numpy() for key, tensor in inputs.items() if key in dims}
-            return list(session.run(None, feeds))
+            return list(session.run(None, feeds | interface.implied(inputs)))
 
         yield name, eager, exported
 
@@ -103,7 +105,7 @@ def _flat_inputs(example: dict[str, Tensor], dims: Mapping[str, list[Any]]) -> I
 def _changes(dims: Mapping[str, list[Any]]) -> Iterator[tuple[str, Mapping[str, int]]]:
     """A name, and by how much axes of that name become longer."""
     lengths = {dim for shape in dims.values() for dim in shape[1:] if isinstance(dim, str)}
-    yield "the example", {}
+    yield EXAMPLE, {}
     yield "batch + 1", {"batch": 1}
     yield "batch + 1, length + 3", {"batch": 1} | dict.fromkeys(lengths, 3)
     yield "length - 1", dict.fromkeys(lengths, -1)
