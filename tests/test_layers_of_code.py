@@ -33,6 +33,7 @@ EXTRAS = (
     "gguf",
     "onnx",
     "onnxruntime",
+    "onnxruntime_genai",
     "onnxscript",
     "onnx_ir",
     "scipy",
@@ -41,7 +42,7 @@ EXTRAS = (
 )
 
 #: The host's world, which passes know nothing of.
-HOSTS = ("torch.nn", "torch.fx", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
+HOSTS = ("torch.nn", "torch.fx", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "onnxruntime_genai")
 
 
 def sources() -> dict[str, Path]:

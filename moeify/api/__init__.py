@@ -1,6 +1,6 @@
 """The one place where everything meets: load, trace, run a pipeline, splice, save, evaluate, export, benchmark."""
 
-from moeify.api.afterwards import evaluate, export, export_hf
+from moeify.api.afterwards import evaluate, export, export_genai, export_hf
 from moeify.api.benchmarking import bench, bench_layers
 from moeify.api.conversion import Conversion, convert
 from moeify.api.dense import Dense, to_dense
@@ -26,6 +26,7 @@ __all__ = [
     "convert",
     "evaluate",
     "export",
+    "export_genai",
     "export_hf",
     "inspect",
     "load",

@@ -11,6 +11,7 @@ from moeify.errors import UsageError
 from moeify.pipeline.context import Progress, no_progress
 
 if TYPE_CHECKING:
+    from moeify.export.genai.report import GenaiReport
     from moeify.export.hf.report import HfReport
     from moeify.export.onnx.report import OnnxReport
     from moeify.measure.evaluation import Evaluation
@@ -77,7 +78,7 @@ def export(
     another format than onnx, an unknown precision or lowering, InputError, ConversionError and OutputError as their words say.
     """
     if to != "onnx":
-        raise UsageError(f"cannot export to {to!r}: known are onnx, and hf by `export_hf`")
+        raise UsageError(f"cannot export to {to!r}: known are onnx, hf by `export_hf` and genai by `export_genai`")
     from moeify.export.atomic import check_target
     from moeify.export.folder import load_folder
     from moeify.export.onnx.exporting import export_onnx
@@ -119,4 +120,46 @@ def export_hf(
     progress("writing the stock checkpoint", 0, None)
     return writing.export_hf(
         found.model, example_of(found, example), Path(output), tokenizer=found.tokenizer, lossy=lossy, force=force
+    )
+
+
+def export_genai(
+    folder: str | Path,
+    output: str | Path,
+    *,
+    precision: str = "fp32",
+    lowering: str = "auto",
+    tokens: Sequence[int] = (1, 128),
+    factory: Factory | None = None,
+    example: Example | None = None,
+    force: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = no_progress,
+) -> GenaiReport:
+    """Writes a converted decoder as a folder that onnxruntime-genai opens: model.onnx, compared with the eager model as by
+    `export`, genai_config.json and the tokenizer (docs/serving.md).
+
+    precision, lowering, tokens: as for `export`. Where onnxruntime-genai is installed, it opens the folder and has to generate
+    what ONNX Runtime does. Raises ConversionError for another model than a decoder of text, before its weights are read; else
+    as `export`.
+    """
+    from moeify.export.atomic import check_target
+    from moeify.export.folder import load_folder
+    from moeify.export.genai import writing
+    from moeify.export.genai.decoders import check_class
+    from moeify.export.manifest import read_manifest
+    from moeify.export.onnx.lowering.choices import check_lowering
+    from moeify.export.onnx.packages import check_packages
+    from moeify.export.onnx.precision.choices import check_precision
+
+    check_precision(precision)
+    check_lowering(lowering, tuple(tokens))
+    check_target(Path(output), force=force)
+    check_class(read_manifest(Path(folder)).source.model_class)
+    check_packages()
+    found = load_folder(Path(folder), factory=factory, allow_pickle=allow_pickle)
+    progress("exporting for onnxruntime-genai", 0, None)
+    options: dict[str, Any] = {"precision": precision, "lowering": lowering, "tokens": tuple(tokens)}
+    return writing.export_genai(
+        found.model, example_of(found, example), Path(output), tokenizer=found.tokenizer, force=force, **options
     )

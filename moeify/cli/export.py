@@ -12,15 +12,18 @@ from moeify.cli.working import working
 from moeify.errors import UsageError
 
 if TYPE_CHECKING:
+    from moeify.export.genai.report import GenaiReport
     from moeify.export.hf.report import HfReport
     from moeify.export.onnx.report import OnnxReport
 
 
 def export(
     folder: Annotated[str, typer.Argument(metavar="OUT", help="A converted folder.")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The file, or the folder of hf, to write.")],
-    to: Annotated[str, typer.Option(metavar="onnx|hf", help="The format to write.")] = "onnx",
-    precision: Annotated[str, typer.Option(metavar="fp32|fp16|int8|int4", help="Of onnx: how weights are stored.")] = "fp32",
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The file (onnx) or folder to write.")],
+    to: Annotated[str, typer.Option(metavar="onnx|genai|hf", help="The format to write.")] = "onnx",
+    precision: Annotated[
+        str, typer.Option(metavar="fp32|fp16|int8|int4", help="Of onnx, genai: how weights are stored.")
+    ] = "fp32",
     lowering: Annotated[
         str, typer.Option(metavar="auto|portable|standard|contrib|native", help="What an MoE layer becomes in the file.")
     ] = "auto",
@@ -42,14 +45,17 @@ def export(
         if lossy and to != "hf":
             raise UsageError("--lossy is for --to hf: an ONNX file holds all of a model")
         if precision != "fp32" and to == "hf":
-            raise UsageError("--precision is for --to onnx: a folder of hf keeps the weights as they are")
+            raise UsageError("--precision is for --to onnx and genai: a folder of hf keeps the weights as they are")
         given: dict[str, Any] = {"factory": factory, "example": example, "force": force, "allow_pickle": allow_pickle}
-        report: OnnxReport | HfReport
+        report: OnnxReport | GenaiReport | HfReport
         if to == "hf":
             report = api.export_hf(folder, output, lossy=lossy, progress=progress, **given)
         else:
             options: dict[str, Any] = {"precision": precision, "lowering": lowering, "tokens": _counts(tokens)}
-            report = api.export(folder, output, to=to, progress=progress, **options, **given)
+            if to == "genai":
+                report = api.export_genai(folder, output, progress=progress, **options, **given)
+            else:
+                report = api.export(folder, output, to=to, progress=progress, **options, **given)
     if json:
         screen.data(report.to_json())
     else:

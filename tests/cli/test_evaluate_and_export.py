@@ -109,6 +109,14 @@ def test_a_lowering_is_chosen_and_reported(moeify: Run) -> None:
 
 
 @pytest.mark.usefixtures("converted")
+def test_what_genai_does_not_run_is_one_line(moeify: Run, tmp_path: Path) -> None:
+    done = moeify(f"export out --to genai -o genai {TINY}")
+    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+    assert "Sequential: onnxruntime-genai is given decoders of text of transformers alone" in done.err
+    assert not (tmp_path / "genai").exists()
+
+
+@pytest.mark.usefixtures("converted")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

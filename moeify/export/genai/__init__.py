@@ -1,0 +1,1 @@
+"""Converted decoders as folders that onnxruntime-genai opens."""
