@@ -40,9 +40,9 @@ def emit(rows: Iterable[dict[str, Any]], results: Path, write: bool) -> None:
                 file.write(line + "\n")
 
 
-def show(row: dict[str, Any], write: bool) -> None:
+def show(row: dict[str, Any], write: bool, results: Path = RESULTS) -> None:
     """Prints the row; write: and appends it to the results."""
     print(json.dumps(row, indent=1))
     if write:
-        with RESULTS.open("a", encoding="utf-8") as file:
+        with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

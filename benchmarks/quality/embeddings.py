@@ -1,50 +1,69 @@
-"""Cosine between the sentence embeddings of all-MiniLM-L6-v2 before and after a training-free conversion.
+"""Sentence embeddings of all-MiniLM-L6-v2 before and after a conversion: their cosine, and what either says of words.
 
-PYTHONPATH=examples python -m benchmarks.quality.embeddings --recipe best --active 0.5 [--write]
+PYTHONPATH=examples python -m benchmarks.quality.embeddings --recipe best --active 0.5 [--align 10] [--write]
+
+"SimLex-999": Spearman's correlation of the cosine of two words' embeddings with how alike people find the words.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 import moeify
 import real_models
 from benchmarks.quality.measure import RESULTS, commit
 from benchmarks.quality.texts import JUDGED, calibration
-from benchmarks.rows import arguments, machine
+from benchmarks.rows import arguments, machine, show
 from moeify.frontend.load_model import load_model
+from moeify.frontend.loaded import LoadedModel
 from moeify.measure.load import expert_load, whole_active_fraction
 
 #: Texts of each kind, and the tokens of each that are read.
 TEXTS, LENGTH = 200, 128
 
 
-def measured(recipe: str, active: float, tokens: int) -> dict[str, Any]:
+def measured(recipe: str, active: float, tokens: int, align: float | None) -> dict[str, Any]:
     """One row."""
     dense = load_model(real_models.minilm())
-    assert dense.tokenizer is not None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        done = moeify.convert(real_models.minilm(), recipe=recipe, active=active, calibrate=calibration(folder), tokens=tokens)
+        done = moeify.convert(
+            real_models.minilm(), recipe=recipe, active=active, calibrate=calibration(folder), tokens=tokens,
+            align=None if align is None else moeify.Alignment(minutes=align),
+        )  # fmt: skip
         texts = {}
         for title, text in JUDGED.items():
             paragraphs = [p for p in text(folder).read_text("utf-8").split("\n") if len(p) > 100][:TEXTS]
-            batch = dict(dense.tokenizer(paragraphs, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"))
-            batch = {key: value for key, value in batch.items() if key in dense.example}
+            batch = _batch(dense, paragraphs)
             before, after = (_embedded(model, batch) for model in (dense.model, done.model))
             cosine = torch.nn.functional.cosine_similarity(before, after)
             fraction = whole_active_fraction(expert_load(done.model, [batch])) or 0.0
             figures = {"cosine": float(cosine.mean()), "least cosine": float(cosine.min()), "active": fraction}
             texts[title] = {key: round(value, 4) for key, value in figures.items()}
     row = {"benchmark": "embeddings", "model": "all-MiniLM-L6-v2", "recipe": recipe, "active": active}
-    return {**row, "calibration tokens": tokens, "texts": texts, "commit": commit(), **machine()}
+    row |= {"calibration tokens": tokens, "aligned": done.report.aligned and {"minutes": align, **done.report.aligned}}
+    words = {"before": _word_similarity(dense.model, dense), "after": _word_similarity(done.model, dense)}
+    return {**row, "texts": texts, "SimLex-999": words, "commit": commit(), **machine()}
+
+
+def _batch(dense: LoadedModel, texts: list[str]) -> dict[str, Tensor]:
+    assert dense.tokenizer is not None
+    found = dict(dense.tokenizer(texts, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"))
+    return {key: value for key, value in found.items() if key in dense.example}
+
+
+def _word_similarity(model: nn.Module, dense: LoadedModel) -> float:
+    lines = [line.split("\t") for line in real_models.word_similarity().read_text("utf-8").splitlines() if line[:1] not in "#"]
+    left, right = (_embedded(model, _batch(dense, [line[place] for line in lines])) for place in (0, 1))
+    cosine = torch.nn.functional.cosine_similarity(left, right)
+    return round(float(stats.spearmanr(cosine.numpy(), [float(line[2]) for line in lines]).statistic), 4)
 
 
 @torch.no_grad()
@@ -61,12 +80,10 @@ def main() -> int:
     parser.add_argument("--recipe", default="best")
     parser.add_argument("--active", type=float, default=0.5)
     parser.add_argument("--tokens", type=int, default=16384, help="of calibration text")
+    parser.add_argument("--align", type=float, metavar="MINUTES")
     given = parser.parse_args()
-    row = measured(given.recipe, given.active, given.tokens)
-    print(json.dumps(row, indent=1))
-    if given.write:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    row = measured(given.recipe, given.active, given.tokens, given.align)
+    show(row, given.write, RESULTS)
     return 0
 
 

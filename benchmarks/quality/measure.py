@@ -1,11 +1,10 @@
-"""Perplexity of SmolLM2-135M after a training-free conversion, at the measured active fraction.
+"""Perplexity of SmolLM2-135M after a conversion, at the measured active fraction.
 
-PYTHONPATH=examples python -m benchmarks.quality.measure --recipe best --active 0.5 [--set PASS.OPTION=VALUE] [--write]
+PYTHONPATH=examples python -m benchmarks.quality.measure --recipe best --active 0.5 [--align 10] [--set ...] [--write]
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from typing import Any
 import moeify
 import real_models
 from benchmarks.quality.texts import JUDGED, calibration
-from benchmarks.rows import arguments, machine
+from benchmarks.rows import arguments, machine, show
 from moeify.data.open_data import open_data
 from moeify.frontend.load_model import load_model
 from moeify.measure.evaluate import evaluate_model
@@ -25,8 +24,9 @@ from moeify.pipeline.recipe import parse_setting
 RESULTS = Path(__file__).parent / "results.jsonl"
 
 
-def measured(recipe: str, active: float, tokens: int, judged: int, settings: list[str]) -> dict[str, Any]:
-    """One row: what was asked, what the conversion took, and the perplexities. recipe "dense": the model as it is."""
+def measured(recipe: str, active: float, tokens: int, judged: int, settings: list[str], align: float | None) -> dict[str, Any]:
+    """One row: what was asked, what the conversion took, and the perplexities. recipe "dense": the model as it is. align:
+    minutes of alignment, on all of the calibration text."""
     row: dict[str, Any] = {"benchmark": "quality", "model": "SmolLM2-135M", "recipe": recipe, "judged tokens": judged}
     row |= {"commit": commit(), **machine()}  # of the code that runs, whatever is checked out at its end
     dense = load_model(real_models.smollm2())
@@ -38,12 +38,14 @@ def measured(recipe: str, active: float, tokens: int, judged: int, settings: lis
             done = moeify.convert(
                 real_models.smollm2(), recipe=recipe, active=active, calibrate=calibration(folder), tokens=tokens,
                 settings=[parse_setting(text) for text in settings],
+                align=None if align is None else moeify.Alignment(minutes=align),
             )  # fmt: skip
             row |= {
                 "active": active,
                 "settings": settings,
                 "calibration tokens": tokens,
                 "seconds": {"cpu": round(time.process_time() - started), "wall": round(time.perf_counter() - wall)},
+                "aligned": done.report.aligned and {"minutes": align, **done.report.aligned},
                 "layers": [round(layer.active_fraction, 3) for layer in done.report.layers],
             }
             model = done.model
@@ -71,16 +73,14 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=16384, help="of calibration text")
     parser.add_argument("--judged", type=int, default=20480, help="tokens of each text to judge on")
     parser.add_argument("--set", action="append", default=[], metavar="PASS.OPTION=VALUE")
+    parser.add_argument("--align", type=float, metavar="MINUTES")
     given = parser.parse_args()
-    row = measured(given.recipe, given.active, given.tokens, given.judged, given.set)
-    print(json.dumps(row, indent=1))
+    row = measured(given.recipe, given.active, given.tokens, given.judged, given.set, given.align)
     void = [title for title, scores in row["texts"].items() if (scores["active"] or 0) > given.active * 1.01]
+    show(row, given.write and not void, RESULTS)
     if void:
         print(f"void: more than 1 % above the budget on {', '.join(void)}", file=sys.stderr)
         return 1
-    if given.write:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
     return 0
 
 

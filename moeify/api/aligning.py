@@ -20,7 +20,8 @@ from moeify.splice.eager_host import EagerHost
 if TYPE_CHECKING:
     from moeify.training.align import Alignment
 
-#: Tokens of the calibration data that are read where nobody says how many: they are held in memory.
+#: Tokens of the calibration data that are read at most: they are held in memory. `tokens` of a conversion is for calibration:
+#: what is fitted in closed form needs fewer than what is trained.
 _TOKENS = 1 << 18
 
 
@@ -50,14 +51,14 @@ def dense_opener(
 
 
 def align_converted(
-    host: EagerHost, report: Report, how: Alignment, data: Data, dense: Callable[[Batch], nn.Module], *, tokens: int | None,
-    state: Path | None, progress: Progress,
+    host: EagerHost, report: Report, how: Alignment, data: Data, dense: Callable[[Batch], nn.Module], *, state: Path | None,
+    progress: Progress,
 ) -> Report:  # fmt: skip
     """Aligns the host's model with its dense form; the report says how it went."""
     from moeify.training.align import align
 
     loaded = host.loaded
-    batches = open_batches(data, host.model, loaded.tokenizer, loaded.example, tokens or _TOKENS)
+    batches = open_batches(data, host.model, loaded.tokenizer, loaded.example, _TOKENS)
     done = align(host.model, dense(loaded.example), batches, how, state=state, progress=progress)
     layers = tuple(replace(layer, threshold=host.layers[layer.path].threshold) for layer in report.layers)
     return replace(report, layers=layers, notes=(*report.notes, str(done)), aligned=done.to_json())

@@ -114,7 +114,7 @@ def convert(
         _check_runs(ready.host)
         if align is not None and calibrate is not None:
             state = None if journal is None else journal.alignment
-            report = align_converted(ready.host, report, align, calibrate, dense, tokens=tokens, state=state, progress=progress)
+            report = align_converted(ready.host, report, align, calibrate, dense, state=state, progress=progress)
         folder = None
         if output is not None:
             explicit = plan.explicit(registry())

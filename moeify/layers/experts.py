@@ -18,7 +18,7 @@ from moeify.layers.rows import Rows, linear
 
 #: So many routed experts or more, of fewer rows than that on average, are computed all at once: a step for each would cost more
 #: than it saves.
-_MANY, _SMALL = 128, 32
+_MANY, _SMALL = 64, 32
 
 
 @dataclass(frozen=True, eq=False)

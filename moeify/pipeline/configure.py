@@ -41,10 +41,11 @@ def configure(
     ]
     if plan.has("measure-importance"):  # it makes an expert of each group
         wanted += [("measure-importance", "groups", experts), ("measure-importance", "tokens", tokens)]
+    if active is not None and plan.has("allocate-budget"):
+        plan = plan.set("allocate-budget", "active", active)
     if active is not None and plan.has("keep-neurons"):
         plan = plan.set("keep-neurons", "active", active)
     elif active is not None:
-        plan = plan.set("allocate-budget", "active", active) if plan.has("allocate-budget") else plan
         plan = plan.set("insert-router", "active", active).set("insert-router", "top_k", None)
     if top_k is not None and router == "insert-router":
         plan = plan.set("insert-router", "active", None)

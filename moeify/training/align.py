@@ -26,9 +26,10 @@ from moeify.training.align_data import Division, divide
 from moeify.training.align_state import AlignState, StateFile
 from moeify.training.frozen_routing import frozen_routing, kept_budget
 from moeify.training.output_distance import mean_distance, output_distance
+from moeify.training.product_precision import Precision, check_precision, products
 
 #: So often are the held-out rows looked at, and so many looks in a row that were no better end a run.
-_LOOKS, _PATIENCE = 10, 3
+_LOOKS, _PATIENCE = 6, 3
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Alignment:
     minutes: of wall time in all, the measuring included; steps: at most so many optimizer steps (None: no such limit); at least
     one of the two is given. The learning rate rises for a twentieth of them and falls to zero along a cosine; with minutes it
     follows the clock, so that only runs that `steps` ends are the same again. tokens: of one step, in whole rows.
-    clip: largest norm of all gradients together. seed: of the order of the rows.
+    clip: largest norm of all gradients together. seed: of the order of the rows. precision: of products; weights and their
+    sums stay as they are: "auto" takes bfloat16 for float32 models where the processor has instructions for it.
     """
 
     minutes: float | None = 10.0
@@ -47,8 +49,10 @@ class Alignment:
     tokens: int = 512
     clip: float = 1.0
     seed: int = 0
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         if self.minutes is None and self.steps is None:
             raise UsageError("an alignment needs an end: give minutes, such as 10, or steps")
         for name, least in (("minutes", 0.0), ("learning_rate", 0.0), ("clip", 0.0)):
@@ -132,22 +136,26 @@ def _run(
     progress: Progress,
 ) -> Aligned:  # fmt: skip
     optimizer = torch.optim.AdamW(trained, lr=how.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    started = time.monotonic()
+    started, precise = time.monotonic(), products(how.precision, trained[0])
     found = None if file is None else file.take_up(trained, optimizer)
     if found is None:
-        before, kind = mean_distance(dense, model, data.held_out)
+        with precise():
+            before, kind = mean_distance(dense, model, data.held_out)
         found = AlignState(before, before, kind), _copies(trained)
     state, best = found
     order, started = data.order(how.seed), started - state.seconds
     for _ in range(state.steps):
         next(order)
     while state.done < 1 and state.worse < _PATIENCE:
-        _step(dense, model, next(order), optimizer, how, state.done)
+        with precise():
+            loss = output_distance(dense, model, next(order)).mean
+        _step(loss, optimizer, how, state.done)
         looks = int(state.done * _LOOKS)
         state = _moved_on(state, how, time.monotonic() - started)
         progress("aligning", min(round(100 * state.done), 100), 100)
         if int(min(state.done, 1.0) * _LOOKS) > looks:
-            state = state.judged(mean_distance(dense, model, data.held_out)[0])
+            with precise():
+                state = state.judged(mean_distance(dense, model, data.held_out)[0])
             if state.best_step == state.steps:
                 best = _copies(trained)
             if file is not None:
@@ -159,10 +167,9 @@ def _run(
     return Aligned(state.steps, state.best_step, state.before, state.best, state.kind, rows, held, time.monotonic() - started)
 
 
-def _step(dense: nn.Module, model: nn.Module, batch: Batch, optimizer: torch.optim.AdamW, how: Alignment, done: float) -> None:
+def _step(loss: Tensor, optimizer: torch.optim.AdamW, how: Alignment, done: float) -> None:
     (group,) = optimizer.param_groups
     group["lr"] = how.learning_rate * min(1.0, 20 * done + 1e-3) * (1 + math.cos(math.pi * done)) / 2
-    loss = output_distance(dense, model, batch).mean
     if not bool(torch.isfinite(loss)):
         raise ConversionError("align: the distance from the dense model is not finite; choose a smaller learning rate")
     loss.backward()  # type: ignore[no-untyped-call]  # torch

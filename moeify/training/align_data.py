@@ -14,7 +14,7 @@ from moeify.errors import InputError
 from moeify.ir.model_graph import Batch
 
 #: Tokens that a look at the held-out rows takes at most: it costs two forwards, and time is what an alignment has little of.
-_HELD_OUT = 4096
+_HELD_OUT = 2048
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from moeify_passes.experts.activation_markers import ActivationMarkers
 from moeify_passes.experts.balanced_k_means import BalancedKMeans
 from moeify_passes.experts.co_activation_graph import CoActivationGraph
 from moeify_passes.experts.gradient_importance import GradientImportance
+from moeify_passes.experts.predicted_gain import PredictedGain
 from moeify_passes.experts.random import Random
 from moeify_passes.rewrite.add_low_rank import AddLowRank
 from moeify_passes.rewrite.compensate import Compensate
@@ -87,6 +88,7 @@ __all__ = [
     "MlpClassifier",
     "Noise",
     "NormRegression",
+    "PredictedGain",
     "Random",
     "RandomRouter",
     "RefitOutputs",

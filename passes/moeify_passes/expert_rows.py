@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -56,10 +57,14 @@ class ExpertRows:
     def gated_outputs(self, x: Tensor, gates: Tensor) -> Tensor:
         """h(x) of all rows times the gate of the expert that each is in, 1 in the shared one: [tokens, rows] of gates [tokens,
         experts]. A gate of 0 gives 0 whatever h is."""
+        return self.gated(self.hidden(x), gates)
+
+    def gated(self, h: Tensor, gates: Tensor) -> Tensor:
+        """The same of h = hidden(x)."""
         sizes = torch.tensor(self.offsets).diff()
         of_rows = gates.repeat_interleave(sizes, dim=1, output_size=int(sizes.sum()))
         of_rows = F.pad(of_rows, (self.offsets[0], 0), value=1.0)
-        return (self.hidden(x) * of_rows).masked_fill_(of_rows == 0, 0.0)
+        return (h * of_rows).masked_fill_(of_rows == 0, 0.0)
 
     def _output(self, x: Tensor, expert: int) -> Tensor:
         rows = self.rows(expert)
@@ -101,10 +106,11 @@ def expert_rows(site: FeedForward, spec: MoESpec) -> ExpertRows:
 
 def expert_norms(rows: ExpertRows, x: Tensor, of_neurons: bool = False) -> Tensor:
     """The L2 norm of each expert's output (or of its neuron outputs h), [tokens, experts]."""
-    if _single(rows) and not of_neurons:
+    if of_neurons:
+        return torch.stack([rows.neuron_outputs(x, expert).norm(dim=1) for expert in range(rows.experts)], dim=1)
+    if rows.composed is None and _fine(rows):
         return squared_norms(rows, x).sqrt_()
-    part = rows.neuron_outputs if of_neurons else rows.output
-    return torch.stack([part(x, expert).norm(dim=1) for expert in range(rows.experts)], dim=1)
+    return torch.stack([rows.output(x, expert).norm(dim=1) for expert in range(rows.experts)], dim=1)
 
 
 def expert_masses(rows: ExpertRows, x: Tensor) -> Tensor:
@@ -114,12 +120,23 @@ def expert_masses(rows: ExpertRows, x: Tensor) -> Tensor:
 
 def squared_norms(rows: ExpertRows, x: Tensor) -> Tensor:
     """||E_e(x)||^2, [tokens, experts]."""
-    if _single(rows):
-        h = rows.hidden(x)[:, rows.offsets[0] :]
-        return h.square_() * rows.tensors["down"][rows.offsets[0] :].square().sum(1)
-    return expert_norms(rows, x).square_()
+    if rows.composed is not None or not _fine(rows):
+        return expert_norms(rows, x).square_()
+    return norms_of_hidden(rows, rows.hidden(x))
 
 
-def _single(rows: ExpertRows) -> bool:
-    """Is every routed expert one neuron, with weights of its own?"""
-    return rows.composed is None and rows.experts == rows.offsets[-1] - rows.offsets[0]
+def norms_of_hidden(rows: ExpertRows, h: Tensor) -> Tensor:
+    """The same for h(x) of all rows, [tokens, rows], of experts that share no core."""
+    found, down = [], rows.tensors["down"]
+    if rows.experts == len(down) - rows.offsets[0]:  # of single neurons
+        return h[:, rows.offsets[0] :].square() * down[rows.offsets[0] :].square().sum(1)
+    for start, end in pairwise(rows.offsets):
+        own, out = h[:, start:end], down[start:end]
+        few = 2 * len(out) <= down.shape[1]  # then h (down down^T) h^T is less work
+        found.append((own @ (out @ out.T)).mul_(own).sum(1) if few else (own @ out).square_().sum(1))
+    return torch.stack(found, dim=1).clamp_(min=0)
+
+
+def _fine(rows: ExpertRows) -> bool:
+    """Have routed experts so few rows, on average, that products of rows are less work than outputs?"""
+    return 2 * (rows.offsets[-1] - rows.offsets[0]) <= rows.experts * rows.tensors["down"].shape[1]

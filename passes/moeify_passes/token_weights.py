@@ -12,7 +12,7 @@ from moeify.ir.token_weights import ORDINARY, damped
 from moeify_passes.held_site import token_chunks
 
 #: Tokens that the median is taken over.
-_TOKENS = 4096
+_TOKENS = 1024
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ FILES: Mapping[str, Callable[[Path], Any]] = MappingProxyType(
         "key.toml": _text('title = "x"\n' + _RECIPE),
         "pass.toml": _text(_RECIPE.replace("split-experts", "split-expert")),
         "option.toml": _text(_RECIPE.replace("experts = 4", "expert = 4")),
-        "type.toml": _text(_RECIPE.replace("experts = 4", 'experts = "four"')),
+        "type.toml": _text(_RECIPE.replace("experts = 4", "experts = [4]")),
         "strategy.toml": _text(_RECIPE.replace("experts = 4", 'by = { kind = "randm" }')),
         "order.toml": _text(
             _RECIPE.replace('{ name = "split-experts" }, { name = "insert-router", top_k = 2 }',

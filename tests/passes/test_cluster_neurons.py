@@ -17,6 +17,7 @@ from moeify_passes.experts.balanced_k_means import BalancedKMeans
 from moeify_passes.experts.co_activation_graph import CoActivationGraph
 from moeify_passes.experts.gradient_importance import GradientImportance
 from moeify_passes.experts.markers import marker_rates
+from moeify_passes.experts.predicted_gain import PredictedGain
 from moeify_passes.experts.random import Random
 from passes.tiny import SITES, correlated_inputs, graph_of, random_site, sampled_context
 
@@ -27,6 +28,7 @@ BY: dict[str, Any] = {
     "co-activation, spectral": CoActivationGraph("spectral"),
     "co-activation, metis": CoActivationGraph("metis"),
     "gradient": GradientImportance(),
+    "predicted gain": PredictedGain(tokens=200, iterations=5),
 }
 STRATEGIES = pytest.mark.parametrize("by", BY.values(), ids=BY)
 
@@ -86,6 +88,26 @@ def test_shared_neurons_are_those_marked_most_often(by: Any) -> None:
     assert float(rates[shared].min()) >= float(rates[rest].max())
 
 
+@pytest.mark.parametrize(
+    ("neurons", "size", "options", "shared", "sizes"),
+    [
+        (48, "16 neurons", {}, 0, {16}),
+        (48, "neurons", {}, 0, {1}),
+        (50, "16 neurons", {}, 0, {16, 17}),
+        (50, "16 neurons", {"shared": 0.3}, 18, {16}),
+        (48, "8 neurons", {"shared_experts": 2}, 16, {8}),
+        (10, "16 neurons", {}, 0, {10}),
+    ],
+)
+def test_experts_of_a_size(neurons: int, size: str, options: Any, shared: int, sizes: set[int]) -> None:
+    step, site = ClusterNeurons(size, **options, by=Random()), random_site(neurons=neurons)
+    found = groups_of(step, site)
+    assert len(found.shared) == shared
+    assert {len(group) for group in found.groups} == sizes
+    planned = step.foresee(site, None)
+    assert (planned.experts, planned.shared) == (len(found.groups), shared)
+
+
 def test_needs_a_sample_only_where_activations_decide() -> None:
     assert ClusterNeurons().needs == (FeedForwards,)
     assert ClusterNeurons(by=Random()).needs == (FeedForwards,)
@@ -96,6 +118,12 @@ def test_needs_a_sample_only_where_activations_decide() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: ClusterNeurons(experts="0 neurons"),
+            "cluster-neurons.experts is '0 neurons': choose a number",
+        ),
+        (lambda: PredictedGain(rank=0), "predicted-gain.rank is 0: choose a count from 1"),
+        (lambda: PredictedGain(tokens=0), "predicted-gain.tokens is 0: choose a number above 0"),
         (lambda: ClusterNeurons(experts=0), "cluster-neurons.experts is 0: choose 1 or more"),
         (lambda: ClusterNeurons(shared_experts=-1), "cluster-neurons.shared_experts is -1: choose 0 or more"),
         (lambda: BalancedKMeans(iterations=0), "balanced-k-means.iterations is 0: choose 1 or more"),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeify.errors import UsageError
-from moeify.ir.facts import Experts, NeuronStatistics
+from moeify.ir.facts import Budget, Experts, NeuronStatistics
 from moeify.ir.model_graph import ModelGraph
 from moeify.ir.text import graph_text
 from moeify.pipeline.context import PassContext
@@ -69,3 +69,10 @@ def test_refuses(make: Any, message: str) -> None:
     with pytest.raises(UsageError) as error:
         make()
     assert message in str(error.value)
+
+
+def test_a_budget_of_the_layer_counts_instead() -> None:
+    graph, context = measured(random_site("a"), random_site("b"))
+    context.put(graph.sites[0], Budget(0.25))
+    KeepNeurons(active=0.5).run(graph, context)
+    assert [len(graph.specs[path].experts[0]) for path in ("a", "b")] == [12, 24]

@@ -124,7 +124,7 @@ def test_the_strength_is_the_best_on_held_out_tokens_and_fewer_tokens_want_more_
     spec, site = graph.specs["layers.0.mlp"], graph.sites[0]
     inputs, held = held_out(site, context.get(site, ActivationSample).inputs, context.generator("held-out", site))
     fit = OutputFit(site, spec, expert_rows(site, spec), TokenWeights.of(held_site(site), inputs))
-    errors = {s: fit.error(held, fit.candidates(inputs)(s)) for s in (0.01, 0.1, 1.0, 10.0, 100.0)}
+    errors = {s: fit.errors(held, [fit.candidates(inputs)(s)])[0] for s in (0.01, 0.1, 1.0, 10.0, 100.0)}
     RefitOutputs(shrink=list(errors)).run(graph, context)
     assert context.measurements["layers.0.mlp"]["output_error"] == pytest.approx(min(errors.values()))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -171,3 +173,16 @@ def test_a_dense_model_and_data_of_one_row_are_refused() -> None:
     with pytest.raises(InputError, match="the data hold 1 rows; give at least two"):
         align(model, dense, [{"input_ids": torch.ones(1, 4, dtype=torch.int64)}])
     set_top_k(model, 1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_products_of_either_precision_bring_it_nearer(precision: Any) -> None:
+    dense, model = pair()
+    done = align(model, dense, texts(), replace(STEPS, precision=precision))
+    assert done.after < 0.8 * done.before
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_refuses_another_precision() -> None:
+    with pytest.raises(UsageError, match=r"align\.precision is 'half': choose one of auto, float32, bfloat16"):
+        Alignment(precision="half")  # type: ignore[arg-type]  # wrong on purpose

@@ -19,8 +19,9 @@ from moeify_passes.experts.activation_markers import ActivationMarkers
 from moeify_passes.experts.balanced_k_means import BalancedKMeans
 from moeify_passes.experts.co_activation_graph import CoActivationGraph
 from moeify_passes.experts.contributions import contributions
-from moeify_passes.experts.expert_sizes import expert_sizes, sizes_beside
+from moeify_passes.experts.expert_sizes import expert_sizes, size_named, sizes_beside, sizes_of
 from moeify_passes.experts.gradient_importance import GradientImportance
+from moeify_passes.experts.predicted_gain import PredictedGain
 from moeify_passes.experts.random import Random
 from moeify_passes.strategies import ExpertStrategy, Shares
 
@@ -29,9 +30,10 @@ from moeify_passes.strategies import ExpertStrategy, Shares
 class ClusterNeurons:
     """Groups of neurons: one for each routed expert, and those of the shared expert.
 
-    experts: the number of routed experts; "neurons": every neuron is one, and there is nothing to group. shared_experts: the
-    size of the shared expert in units of a routed one. The FFN is cut into experts + shared_experts equal parts; unequal: where
-    they do not divide it, sizes may differ by one. by: how to group.
+    experts: the number of routed experts; "16 neurons": as many as there are with 16 neurons each, some with one more or less
+    where that does not come out even; "neurons": every neuron is one, and there is nothing to group. shared_experts: the size
+    of the shared expert in units of a routed one. The FFN is cut into experts + shared_experts equal parts; unequal: where they
+    do not divide it, sizes may differ by one. by: how to group.
 
     shared: instead of shared_experts, the shared expert's part of the neurons (0 to 1): as many neurons as leave equal routed
     experts, or with `unequal` exactly that part. shared_by: which neurons it takes, which needs calibration data: those that
@@ -39,14 +41,14 @@ class ClusterNeurons:
     the largest E[h^2] ||down row||^2 ("contribution").
     """
 
-    experts: int | Literal["neurons"] = 16
+    experts: int | str = 16
     shared_experts: int = 0
     unequal: bool = False
     shared: float | None = None
     shared_by: Literal["rate", "contribution"] = "rate"
-    by: Random | BalancedKMeans | ActivationMarkers | CoActivationGraph | GradientImportance | ExpertStrategy = field(
-        default_factory=BalancedKMeans
-    )
+    by: (
+        Random | BalancedKMeans | ActivationMarkers | CoActivationGraph | GradientImportance | PredictedGain | ExpertStrategy
+    ) = field(default_factory=BalancedKMeans)
 
     name: ClassVar[str] = "cluster-neurons"
     gives: ClassVar[tuple[type[Fact], ...]] = (NeuronGroups,)
@@ -54,8 +56,8 @@ class ClusterNeurons:
     rewrites: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.experts, str) and self.experts != "neurons":
-            raise UsageError(f"cluster-neurons.experts is {self.experts!r}: choose a number, or neurons")
+        if isinstance(self.experts, str):
+            size_named(self.experts)
         if isinstance(self.experts, int) and self.experts < 1:
             raise UsageError(f"cluster-neurons.experts is {self.experts}: choose 1 or more")
         if self.shared_experts < 0:
@@ -103,8 +105,8 @@ class ClusterNeurons:
 
     def _sizes(self, site: FeedForward) -> tuple[int, tuple[int, ...]]:
         if isinstance(self.experts, str):
-            shared = min(self.shared_experts or round((self.shared or 0.0) * site.neurons), site.neurons - 1)
-            return shared, (1,) * (site.neurons - shared)
+            size = size_named(self.experts)
+            return sizes_of(site, size, self.shared_experts * size or round((self.shared or 0.0) * site.neurons))
         if self.shared is None:
             return expert_sizes(site, self.experts, self.shared_experts, self.unequal)
         return sizes_beside(site, self.experts, self.shared, self.unequal)

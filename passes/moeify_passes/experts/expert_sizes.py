@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from moeify.errors import UsageError
 from moeify.ir.feed_forward import FeedForward
+
+_SIZE = re.compile(r"(?:([1-9]\d*) )?neurons?")
 
 
 def expert_sizes(site: FeedForward, experts: int, shared_experts: int, unequal: bool) -> tuple[int, tuple[int, ...]]:
@@ -46,3 +50,21 @@ def sizes_beside(site: FeedForward, experts: int, shared: float, unequal: bool) 
         )
     size, more = divmod(rest, experts)
     return site.neurons - rest, tuple(size + (expert < more) for expert in range(experts))
+
+
+def size_named(text: str) -> int:
+    """16 of "16 neurons", 1 of "neurons". Raises UsageError for other texts."""
+    if (found := _SIZE.fullmatch(text)) is None:
+        raise UsageError(f"cluster-neurons.experts is {text!r}: choose a number, neurons, or a size such as 16 neurons")
+    return int(found[1] or 1)
+
+
+def sizes_of(site: FeedForward, size: int, shared: int) -> tuple[int, tuple[int, ...]]:
+    """The neurons of a shared expert of about `shared`, and as many routed experts of `size` as the others make.
+
+    What does not divide goes to the shared expert; where there is none, routed ones differ by at most one.
+    """
+    experts = max((site.neurons - shared) // size, 1)
+    routed = min(experts * size, site.neurons) if shared else site.neurons
+    each, more = divmod(routed, experts)
+    return site.neurons - routed, tuple(each + (expert < more) for expert in range(experts))

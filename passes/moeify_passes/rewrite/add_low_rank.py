@@ -80,7 +80,7 @@ class AddLowRank:
 
         def error(candidate: MoESpec) -> float:
             fit = OutputFit(site, candidate, expert_rows(site, candidate), weights)
-            return fit.error(held, fit.start)
+            return fit.errors(held, [fit.start])[0]
 
         best, least, taken = spec, error(spec), 0
         for rank in sorted({self._count(rank, site) for rank in self.ranks}):

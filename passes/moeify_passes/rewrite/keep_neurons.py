@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import torch
 
 from moeify.errors import UsageError
-from moeify.ir.facts import ActivationSample, Experts, Fact, FeedForwards, NeuronStatistics
+from moeify.ir.facts import ActivationSample, Budget, Experts, Fact, FeedForwards, NeuronStatistics
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
 from moeify.ir.moe_config import MoEConfig
@@ -29,7 +29,8 @@ from moeify_passes.rewrite.same_spec import same_spec
 class KeepNeurons:
     """The static mask: what a conversion that routes has to beat at the same active fraction.
 
-    active: the part of the FFN's neurons to keep, rounded down (above 0, up to 1). by: "contribution" keeps those with the
+    active: the part of the FFN's neurons to keep, rounded down (above 0, up to 1); where allocate-budget has run, what it gave
+    the layer. by: "contribution" keeps those with the
     largest E[h^2] ||down row||^2, "fluctuation" those with the largest variance instead of the second moment (FLAP, An et al.
     2023, section 3.2), which goes with a compensation by the mean.
     """
@@ -39,7 +40,7 @@ class KeepNeurons:
 
     name: ClassVar[str] = "keep-neurons"
     needs: ClassVar[tuple[type[Fact], ...]] = (FeedForwards, NeuronStatistics)
-    uses: ClassVar[tuple[type[Fact], ...]] = ()
+    uses: ClassVar[tuple[type[Fact], ...]] = (Budget,)
     gives: ClassVar[tuple[type[Fact], ...]] = (Experts,)
     keeps: ClassVar[tuple[type[Fact], ...]] = (ActivationSample, NeuronStatistics)
     rewrites: ClassVar[bool] = True
@@ -56,7 +57,9 @@ class KeepNeurons:
         measure = contributions if self.by == "contribution" else fluctuations
         for site in graph.sites:
             gains = measure(site, context.get(site, NeuronStatistics))
-            kept = gains.argsort(descending=True, stable=True)[: self._count(site)].sort().values
+            own = context.find(site, Budget)
+            count = _count(site, self.active if own is None else own.active)
+            kept = gains.argsort(descending=True, stable=True)[:count].sort().values
             spec = MoESpec((kept,))
             if not same_spec(graph.specs.get(site.path), spec):
                 graph.specs[site.path] = spec
@@ -68,7 +71,8 @@ class KeepNeurons:
 
     def foresee(self, site: FeedForward, config: MoEConfig | None) -> MoEConfig:
         """The layer with that many neurons in one expert."""
-        return MoESpec((torch.empty(self._count(site), dtype=torch.int64),)).config(site)
+        return MoESpec((torch.empty(_count(site, self.active), dtype=torch.int64),)).config(site)
 
-    def _count(self, site: FeedForward) -> int:
-        return max(1, int(self.active * site.neurons + 1e-9))
+
+def _count(site: FeedForward, active: float) -> int:
+    return max(1, int(active * site.neurons + 1e-9))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -30,20 +30,28 @@ class OutputFit:
         self.dense, self.spec, self.rows, self.token_weights = held_site(site), spec, rows, weights
         low_rank = spec.compensation.low_rank_out
         parts = [rows.tensors["down"], *([] if low_rank is None else [low_rank.float()])]
+        self._partitions = spec.partitions(site.neurons)
         self.start = torch.cat([*parts, rows.tensors.get("output_bias", torch.zeros(site.output))[None]])
 
     def scaled(self, inputs: Tensor) -> Iterator[Scaled]:
         """Chunks of tokens of inputs [tokens, hidden]."""
         for x in token_chunks(inputs, len(self.start)):
             routing, low_rank = routing_of(self.spec, x), self.spec.compensation.low_rank_in
-            parts = [self.rows.gated_outputs(x, routing.gates), torch.ones(len(x), 1)]
+            h = self.rows.hidden(x)
+            parts = [self.rows.gated(h, routing.gates), torch.ones(len(x), 1)]
             if low_rank is not None:
                 parts.insert(1, x @ low_rank.float().T)
-            features, dense = torch.cat(parts, 1), self.dense.forward(x)
+            features, dense = torch.cat(parts, 1), self._dense_output(x, h)
             idle = compensation(self._without_low_rank, routing, x)
             own = 0.0 if self.dense.output_bias is None else self.dense.output_bias.read()
-            root = self.token_weights.weights(dense - own).sqrt_()[:, None]
-            yield features * root, (dense - idle - features @ self.start) * root, (dense - own) * root
+            root = self.token_weights.weights(dense).sqrt_()[:, None]
+            yield features * root, (dense + own - idle - features @ self.start) * root, dense * root
+
+    def _dense_output(self, x: Tensor, h: Tensor) -> Tensor:
+        """Of the dense FFN without its bias; h: what the layer's rows give for x, which are often all of the dense ones."""
+        if self._partitions:
+            return h @ self.rows.tensors["down"]
+        return self.dense.neuron_outputs(x) @ self.dense.down.read()
 
     def candidates(self, inputs: Tensor) -> Callable[[float], Tensor]:
         """The best weights for inputs [tokens, hidden], as a function of how strongly they are held to those so far.
@@ -69,13 +77,16 @@ class OutputFit:
 
         return solve
 
-    def error(self, inputs: Tensor, found: Tensor) -> float:
-        """Weighted squared error of weights `found` (as `start`) on inputs [tokens, hidden] / weighted squared output."""
-        error = size = 0.0
+    def errors(self, inputs: Tensor, found: Sequence[Tensor]) -> list[float]:
+        """Weighted squared error with each of the weights `found` (as `start`) on inputs [tokens, hidden] / weighted squared
+        output."""
+        missed, size = [0.0] * len(found), 0.0
         for features, missing, dense in self.scaled(inputs):
-            error += float((missing - features @ (found - self.start)).square().sum(dtype=torch.float64))
+            for i, weights in enumerate(found):
+                left = missing if weights is self.start else missing - features @ (weights - self.start)
+                missed[i] += float(left.square().sum(dtype=torch.float64))
             size += float(dense.square().sum(dtype=torch.float64))
-        return error / max(size, 1e-300)
+        return [error / max(size, 1e-300) for error in missed]
 
     @property
     def _without_low_rank(self) -> MoESpec:

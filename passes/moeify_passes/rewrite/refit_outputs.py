@@ -82,15 +82,12 @@ class RefitOutputs:
         inputs, held = held_out(site, sample, context.generator("held-out", site))
         fit = OutputFit(site, spec, expert_rows(site, spec), TokenWeights.of(held_site(site), inputs))
         solve = fit.candidates(inputs)
-        best, least, taken = fit.start, fit.error(held, fit.start), None
-        context.measure(site, output_error_before=least)
-        for strength in self.shrink:
-            found = solve(strength)
-            error = fit.error(held, found)
-            if error < least:
-                best, least, taken = found, error, strength
-        context.measure(site, output_error=least, refit_shrink=taken)
-        return _with_outputs(site, spec, best)
+        candidates = [fit.start, *map(solve, self.shrink)]
+        errors = fit.errors(held, candidates)
+        taken = min(range(len(errors)), key=errors.__getitem__)
+        context.measure(site, output_error_before=errors[0], output_error=errors[taken])
+        context.measure(site, refit_shrink=self.shrink[taken - 1] if taken else None)
+        return _with_outputs(site, spec, candidates[taken])
 
 
 def _with_outputs(site: FeedForward, spec: MoESpec, found: Tensor) -> MoESpec:

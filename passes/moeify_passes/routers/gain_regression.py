@@ -14,11 +14,14 @@ from moeify.ir.feed_forward import FeedForward
 from moeify.ir.moe_config import MoEConfig, RouterConfig
 from moeify.ir.moe_spec import MoESpec, Router
 from moeify.pipeline.context import PassContext
-from moeify_passes.expert_rows import ExpertRows, expert_rows, squared_norms
+from moeify_passes.expert_rows import ExpertRows, expert_rows, norms_of_hidden, squared_norms
 from moeify_passes.held_site import held_site, token_chunks
 from moeify_passes.routers.held_out import held_out
 from moeify_passes.routers.reduced_rank import ReducedRankFit
 from moeify_passes.token_weights import TokenWeights
+
+#: Tokens that the mean gain is taken over.
+_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -56,28 +59,31 @@ class GainRegression:
     def route(self, site: FeedForward, spec: MoESpec, context: PassContext) -> Router:
         """The router for the spec's experts, fitted on nine tenths of the sample."""
         x, _ = held_out(site, context.get(site, ActivationSample).inputs, context.generator("held-out", site))
-        rows, dense = expert_rows(site, spec), held_site(site)
-        weights, shape = TokenWeights.of(dense, x), self.shape(spec.config(site))
-        floor = self.floor * _mean_gain(dense, rows, weights, x)
-        fit = ReducedRankFit(x, rows.experts)
-        for chunk in _chunks(rows, x, site.output):
-            gains = _gains(dense, rows, weights, chunk)
-            fit.add(chunk, (gains + max(floor, torch.finfo(torch.float32).tiny)).log_())
-        return Router(shape, fit.solve(shape.width or 1, self.ridge))
+        shape = self.shape(spec.config(site))
+        return Router(shape, gain_fit(site, spec, x, self.floor).solve(shape.width or 1, self.ridge))
 
 
-def _gains(dense: FeedForward, rows: ExpertRows, weights: TokenWeights, x: Tensor) -> Tensor:
-    """||E_e(x)||^2 times the token's weight, [tokens, experts]."""
-    outputs = dense.neuron_outputs(x) @ dense.down.read()
-    return squared_norms(rows, x) * weights.weights(outputs)[:, None]
+def gain_fit(site: FeedForward, spec: MoESpec, x: Tensor, floor: float) -> ReducedRankFit:
+    """The sums from which log(gain_e(x) / mean gain + floor), up to a constant, is predicted for every expert of the spec.
 
+    x: [tokens, hidden].
+    """
+    rows, dense = expert_rows(site, spec), held_site(site)
+    weights = TokenWeights.of(dense, x)
 
-def _mean_gain(dense: FeedForward, rows: ExpertRows, weights: TokenWeights, x: Tensor) -> float:
-    some = x[:: max(1, len(x) // 2048)]
-    total = sum(
-        float(_gains(dense, rows, weights, chunk).sum(dtype=torch.float64)) for chunk in _chunks(rows, some, dense.output)
-    )
-    return total / (len(some) * rows.experts)
+    def gains(chunk: Tensor) -> Tensor:
+        """||E_e(x)||^2 times the token's weight, [tokens, experts]."""
+        if not spec.partitions(site.neurons):
+            return squared_norms(rows, chunk) * weights.weights(dense.neuron_outputs(chunk) @ dense.down.read())[:, None]
+        h = rows.hidden(chunk)
+        return norms_of_hidden(rows, h) * weights.weights(h @ rows.tensors["down"])[:, None]
+
+    some = torch.cat([gains(chunk) for chunk in _chunks(rows, x[:: max(1, len(x) // _TOKENS)], site.output)])
+    least = max(floor * float(some.mean(dtype=torch.float64)), torch.finfo(torch.float32).tiny)
+    fit = ReducedRankFit(x, rows.experts)
+    for chunk in _chunks(rows, x, site.output):
+        fit.add(chunk, gains(chunk).add_(least).log_())
+    return fit
 
 
 def _chunks(rows: ExpertRows, x: Tensor, width: int) -> list[Tensor]:

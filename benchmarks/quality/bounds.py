@@ -1,0 +1,55 @@
+"""What bounds a conversion: SmolLM2-135M converted, beside null models that share its experts or its budget.
+
+PYTHONPATH=examples python -m benchmarks.quality.bounds --recipe best --active 0.5 [--tokens 16384] [--write]
+
+Of each text perplexity / dense perplexity of: the conversion; the same experts under the best choice (oracle-routing), which
+no router can know; a full-rank term in the place of what is idle (full-rank-compensation), above the budget; the best fixed
+neurons (static-mask); experts of neurons at random (random-partition). docs/evaluating.md says how each is made.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import moeify
+import real_models
+from benchmarks.quality.measure import RESULTS, commit
+from benchmarks.quality.texts import JUDGED, calibration
+from benchmarks.rows import arguments, machine, show
+
+
+def measured(recipe: str, active: float, tokens: int, judged: int) -> dict[str, Any]:
+    """One row."""
+    row: dict[str, Any] = {"benchmark": "bounds", "model": "SmolLM2-135M", "recipe": recipe, "active": active}
+    row |= {"calibration tokens": tokens, "judged tokens": judged, "commit": commit(), **machine(), "texts": {}}
+    with tempfile.TemporaryDirectory() as name:
+        folder, source = Path(name), real_models.smollm2()
+        moeify.convert(source, folder / "moe", recipe=recipe, active=active, calibrate=calibration(folder), tokens=tokens)
+        for title, text in JUDGED.items():
+            found = moeify.evaluate(folder / "moe", text(folder), tokens=judged, dense=source, nulls=True)
+            figures = {score.name: score.perplexity.value for score in found.scores if score.perplexity is not None}
+            dense = figures.pop("dense")
+            row["texts"][title] = {
+                "dense": round(dense, 3),
+                **{name: round(value / dense, 3) for name, value in figures.items()},
+            }
+    return row
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--recipe", default="best")
+    parser.add_argument("--active", type=float, default=0.5)
+    parser.add_argument("--tokens", type=int, default=16384, help="of calibration text")
+    parser.add_argument("--judged", type=int, default=4096, help="tokens of each text, a tenth of them for fitting nulls")
+    given = parser.parse_args()
+    row = measured(given.recipe, given.active, given.tokens, given.judged)
+    show(row, given.write, RESULTS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
