@@ -12,9 +12,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from moeify.errors import InputError, UsageError
-from moeify.export.folder import WEIGHTS
 from moeify.export.manifest import LayerEntry, read_manifest
 from moeify.export.onnx_folder import NAME as GRAPH
+from moeify.export.weight_shards import weight_names
 from moeify.frontend.onnx.file import read_onnx
 from moeify.measure.layer_errors import NAMES
 from moeify.pipeline.recipe import Recipe
@@ -100,7 +100,9 @@ def folder_facts(folder: Path) -> FolderFacts:
         versions=manifest.versions,
         budget=_fraction(report.get("budget")),
         verdict=report["verdict"] if isinstance(report.get("verdict"), str) else None,
-        parameters=_of_graph(folder / GRAPH) if manifest.source.kind == "onnx" else _values(folder / WEIGHTS),
+        parameters=_of_graph(folder / GRAPH)
+        if manifest.source.kind == "onnx"
+        else sum(_values(folder / name) for name in weight_names(manifest.digests)),
         layers=tuple(_layer(path, entry, judged.get(path, {})) for path, entry in manifest.layers.items()),
         data=report["data"] if isinstance(report.get("data"), dict) else {},
         notes=tuple(map(str, _list(report.get("notes")))),
