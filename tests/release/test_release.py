@@ -84,13 +84,15 @@ def sources(archive: Path) -> dict[str, bytes]:
 @native
 @pytest.mark.slow
 def test_the_source_distribution_holds_the_sources_and_no_more(built: tuple[Path, Path], checkout: Path) -> None:
+    kinds_of = {
+        "moeify": (".py", ".typed", ".toml", ".html", ".css"), "passes": (".py", ".typed"), "native": (".h", ".cpp"), "docs": (".md",)
+    }  # fmt: skip
     of_folders = {
         path.relative_to(ROOT).as_posix()
-        for folder, kinds in (("moeify", (".py", ".typed", ".toml")), ("passes", (".py", ".typed")), ("native", (".h", ".cpp")),
-                              ("docs", (".md",)))
+        for folder, kinds in kinds_of.items()
         for path in (ROOT / folder).rglob("*")
         if path.suffix in kinds or path.name == "py.typed"
-    }  # fmt: skip
+    }
     found = sources(built[0])
     assert found.keys() == of_folders | _TOP
     assert all((ROOT / name).read_bytes() == content for name, content in found.items())
