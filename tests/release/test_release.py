@@ -85,8 +85,11 @@ def sources(archive: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_the_source_distribution_holds_the_sources_and_no_more(built: tuple[Path, Path], checkout: Path) -> None:
     kinds_of = {
-        "moeify": (".py", ".typed", ".toml", ".html", ".css"), "passes": (".py", ".typed"), "native": (".h", ".cpp"), "docs": (".md",)
-    }  # fmt: skip
+        "moeify": (".py", ".typed", ".toml", ".html", ".css"),
+        "passes": (".py", ".typed"),
+        "native": (".h", ".cpp"),
+        "docs": (".md",),
+    }
     of_folders = {
         path.relative_to(ROOT).as_posix()
         for folder, kinds in kinds_of.items()
