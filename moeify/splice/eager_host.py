@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from moeify.data.mapped_pages import let_go
+from moeify.data.mapped_pages import close_holes, let_go
 from moeify.errors import ConversionError
 from moeify.frontend.loaded import LoadedModel
 from moeify.frontend.match import Found, match
@@ -86,6 +86,7 @@ class EagerHost:
         self.let_go(site)
         install(self.model, site.rewrite, layer, site.path, site.places)
         self.layers[site.path] = layer
+        close_holes()
 
     def let_go(self, site: FeedForward) -> None:
         let_go(live_tensor(self.model, place.parameter) for place in site.places.values())

@@ -116,7 +116,7 @@ def test_the_wheel_serves_every_python_and_holds_the_library(built: tuple[Path, 
     assert "Root-Is-Purelib: false" in tags
     assert (about["Version"], about["License-Expression"]) == (moeify.__version__, "Apache-2.0")
     assert about["Description-Content-Type"] == "text/markdown"
-    assert {"Typing :: Typed", "Programming Language :: Python :: 3.11"} <= set(about.get_all("Classifier"))
+    assert {"Typing :: Typed", "Programming Language :: Python :: 3.11"} <= set(about.get_all("Classifier", []))
     assert about.get_payload() == (ROOT / "README.md").read_text("utf-8")
 
 
