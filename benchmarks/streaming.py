@@ -1,6 +1,6 @@
 """A conversion of a model that is bigger than the memory it takes: a Llama shape with random bf16 weights, made shard by shard.
 
-python -m benchmarks.streaming [--shape 7b|1b|tiny] [--calibrate TOKENS] [--recipe NAME] [--write]
+python -m benchmarks.streaming [--shape 7b|1b|tiny] [--layers N] [--calibrate TOKENS] [--recipe NAME] [--write]
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +110,13 @@ def measured(model: Path, output: Path, *options: str) -> dict[str, Any]:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="7b")
+    parser.add_argument("--layers", type=int, help="other than the shape's: 32 of 7b take 36 GB of disk")
     parser.add_argument("--calibrate", type=int, default=0, metavar="TOKENS")
     parser.add_argument("--recipe", default="emoe")
     parser.add_argument("--folder", type=Path, help="where to put the models; default: a temporary folder")
     options = parser.parse_args()
     shape = SHAPES[options.shape]
+    shape = replace(shape, layers=options.layers or shape.layers)
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         model, ids = Path(scratch) / "dense", Path(scratch) / "ids.pt"
         write_llama(model, shape)

@@ -98,7 +98,7 @@ def test_a_plan_of_what_streams_asks_for_a_layer(dense: Path) -> None:
     streamed = moeify.api.plan(dense, experts=4, dtype="bf16")
     held = moeify.api.plan(dense, experts=4, dtype="fp32")
     ffn = 3 * TINY.hidden * TINY.intermediate
-    assert streamed.peak_memory == 8 * ffn
+    assert 8 * ffn <= streamed.peak_memory < 9 * ffn
     assert held.peak_memory > 4 * (held.parameters_before + held.parameters_after)
 
 

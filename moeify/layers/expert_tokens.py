@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch import split_with_sizes as split
 
+#: Counts of an expert's tokens are rounded up to a multiple of this where they are evened.
+_STEP = 16
+
 
 def expert_tokens(
     experts: int, chosen: Tensor | None, gates: Tensor | None, dtype: torch.dtype
@@ -33,3 +36,15 @@ def expert_tokens(
 def picked(values: Tensor, tokens: Tensor | None) -> Tensor:
     """The rows of values [tokens, ...] that belong to those tokens."""
     return values if tokens is None else values.index_select(0, tokens)
+
+
+def evened(x: Tensor, tokens: Tensor | None, gates: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """An expert's tokens and gates, the last of them repeated up to a multiple of 16, for x of two bytes a number on the CPU
+    without gradients; else as they are. What is computed for repeated ones is to be left out.
+
+    There oneDNN keeps up to some megabytes for every other count of tokens that it meets, and each expert has its own.
+    """
+    if tokens is None or x.element_size() != 2 or x.device.type != "cpu" or torch.is_grad_enabled():
+        return tokens, gates
+    places = torch.arange(-(-len(tokens) // _STEP) * _STEP).clamp(max=len(tokens) - 1)
+    return tokens[places], None if gates is None else gates[places]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from moeify.ir.activations import activation
 from moeify.layers.composed_rows import ComposedRows
-from moeify.layers.expert_tokens import expert_tokens, picked
+from moeify.layers.expert_tokens import evened, expert_tokens, picked
 from moeify.layers.hidden_sparsity import HiddenSparsity
 from moeify.layers.routing import ChoiceRule, Routing, route
 from moeify.layers.rows import Rows, linear
@@ -98,10 +98,11 @@ def run_chosen(x: Tensor, rows: Rows, weights: LayerWeights, routing: Routing, g
     shared, *experts = rows.runs(weights.sizes)
     y = _shared(x, shared, weights)
     for e, tokens, gate in expert_tokens(len(experts), routing.chosen, gates, x.dtype):
-        h = _hidden(picked(x, tokens), experts[e], weights, tokens)
-        h = h if gate is None else h * gate
+        taken, factor = evened(x, tokens, gate)
+        h = _hidden(picked(x, taken), experts[e], weights, tokens)
+        h = h if factor is None else h * factor
         down = experts[e].down.to(x.dtype)
-        y = torch.addmm(y, h, down) if tokens is None else y.index_add_(0, tokens, h @ down)
+        y = torch.addmm(y, h, down) if tokens is None else y.index_add_(0, tokens, (h @ down)[: len(tokens)])
     return _compensated(x, _with_idle(y, routing.chosen, weights), weights)
 
 
