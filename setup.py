@@ -12,9 +12,11 @@ import shlex
 import sys
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError, CompileError
 
+SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 SOURCES = (
     "choice", "compute", "dispatch", "inputs", "operator", "plan", "register", "restored", "kernels_plain", "integers_plain",
@@ -36,7 +38,7 @@ class BuildLibrary(build_ext):
     """A plain shared library beside moeify/runtime/native.py; nothing in it is of Python."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return os.path.join(*fullname.split(".")) + (".dylib" if sys.platform == "darwin" else ".so")
+        return os.path.join(*fullname.split(".")) + SUFFIX
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         return ["RegisterCustomOps"]
@@ -64,6 +66,20 @@ class BuildLibrary(build_ext):
         os.replace(path + ".new", path)
 
 
+class Wheel(bdist_wheel):
+    """One wheel for every Python: of this platform where it holds the library, else of any."""
+
+    def run(self) -> None:
+        self.run_command("build")
+        self.skip_build = True
+        built = os.path.join(self.get_finalized_command("build").build_lib, "moeify", "runtime", "libmoeify" + SUFFIX)
+        self.root_is_pure = not os.path.isfile(built)
+        super().run()
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", "any" if self.root_is_pure else super().get_tag()[2]
+
+
 def libraries() -> list[Extension]:
     if os.environ.get("MOEIFY_NATIVE_BUILD") == "0" or sys.platform == "win32":
         return []
@@ -73,4 +89,4 @@ def libraries() -> list[Extension]:
     return [Extension("moeify.runtime.libmoeify", sources, depends=headers, language="c++", optional=True)]
 
 
-setup(ext_modules=libraries(), cmdclass={"build_ext": BuildLibrary})
+setup(ext_modules=libraries(), cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel})

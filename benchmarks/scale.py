@@ -45,7 +45,7 @@ def write_ids(path: Path, tokens: int) -> None:
 
 def measured(model: Path, ids: Path, output: Path, recipe: str) -> dict[str, Any]:
     """A conversion with 16 experts, top-4 and 8,192 calibration tokens: seconds, seconds of the processor, bytes."""
-    arguments = [str(MEASURE), str(model), str(ids), str(output), recipe]
+    arguments = [str(MEASURE), str(model), str(output), "--text", str(ids), "--recipe", recipe]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, env=environment)
     found: dict[str, Any] = json.loads(run.stdout)

@@ -33,7 +33,8 @@ PROMPTS = (1, 16, 128, 512)
 
 def conversion(recipe: str, top_k: int, folder: Path) -> dict[str, Any]:
     """Seconds and peak bytes of a conversion with 16 experts and 8,192 calibration tokens, in a process of its own."""
-    arguments = [str(real_models.smollm2()), str(real_models.technical_text()), str(folder), recipe, str(top_k)]
+    arguments = [str(real_models.smollm2()), str(folder), "--text", str(real_models.technical_text())]
+    arguments += ["--recipe", recipe, "--top-k", str(top_k)]
     script = str(TESTS / "measure_conversion.py")
     run = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(run.stdout)

@@ -26,6 +26,7 @@ _HOMES = {
     "load": "moeify.api",
     "open_model": "moeify.api",
     "prune_experts": "moeify.api",
+    "report": "moeify.api",
     "resave": "moeify.api",
     "save": "moeify.api",
     "sweep": "moeify.api",
@@ -68,6 +69,7 @@ __all__ = [
     "prune_experts",
     "register",
     "remove_expert",
+    "report",
     "resave",
     "save",
     "set_inference",
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
         load,
         open_model,
         prune_experts,
+        report,
         resave,
         save,
         sweep,
@@ -104,7 +107,7 @@ if TYPE_CHECKING:
     from moeify.pipeline.each_layer import EachLayer
     from moeify.pipeline.pipeline import Pipeline
     from moeify.runtime.native import register
-    from moeify.training.align import Alignment
+    from moeify.training.alignment import Alignment
     from moeify.training.settings import auxiliary_loss, set_training
 
 

@@ -14,7 +14,7 @@ from moeify.errors import UsageError
 from moeify.export.onnx.exporting import export_onnx
 from zoo import ZOO, ids
 
-HOW = moeify.Alignment(minutes=None, steps=24, learning_rate=1e-3, tokens=32)
+HOW = moeify.Alignment(minutes=None, steps=24, learning_rate=0.05, tokens=32)
 
 
 @pytest.fixture

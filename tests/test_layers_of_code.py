@@ -17,7 +17,7 @@ TOWER = (
     ("moeify_passes",),
     (
         "moeify.frontend", "moeify.pipeline", "moeify.splice", "moeify.export", "moeify.runtime", "moeify.measure",
-        "moeify.speed", "moeify.training",
+        "moeify.speed", "moeify.training", "moeify.report_page",
     ),
     ("moeify.data", "moeify.layers"),
     ("moeify.ir",),

@@ -1,6 +1,6 @@
 """The tables of benchmarks/quality/README.md, from its rows.
 
-python -m benchmarks.quality.table
+PYTHONPATH=examples python -m benchmarks.quality.table
 
 Perplexity / dense perplexity on the same windows of each text, with the interval that `best` / this recipe lies in: 95 % of a
 paired bootstrap over windows (scipy, percentile), on the windows that both were judged on. Of two rows alike the later counts.

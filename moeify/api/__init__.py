@@ -8,6 +8,7 @@ from moeify.api.inspecting import inspect
 from moeify.api.models import load, open_model, resave, save
 from moeify.api.planning import plan, registry
 from moeify.api.pruning import PrunedLayer, prune_experts
+from moeify.api.reporting import ReportPage, report
 from moeify.api.sweeping import Sweep, sweep
 from moeify.pipeline.inspection import Inspection
 from moeify.pipeline.plan import Plan
@@ -18,6 +19,7 @@ __all__ = [
     "Inspection",
     "Plan",
     "PrunedLayer",
+    "ReportPage",
     "Sweep",
     "bench",
     "bench_layers",
@@ -32,6 +34,7 @@ __all__ = [
     "plan",
     "prune_experts",
     "registry",
+    "report",
     "resave",
     "save",
     "sweep",

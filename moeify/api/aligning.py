@@ -18,7 +18,7 @@ from moeify.pipeline.report import Report
 from moeify.splice.eager_host import EagerHost
 
 if TYPE_CHECKING:
-    from moeify.training.align import Alignment
+    from moeify.training.alignment import Alignment
 
 #: Tokens of the calibration data that are read at most: they are held in memory. `tokens` of a conversion is for calibration:
 #: what is fitted in closed form needs fewer than what is trained.

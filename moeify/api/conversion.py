@@ -27,7 +27,7 @@ from moeify.pipeline.report import Report
 from moeify.splice.eager_host import EagerHost
 
 if TYPE_CHECKING:
-    from moeify.training.align import Alignment
+    from moeify.training.alignment import Alignment
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ def convert(
         progress("loading and tracing", 0, None)
         ready = prepare(
             source, plan, calibrate, tokens, factory=factory, example=example, dtype=dtype, device=device,
-            allow_pickle=allow_pickle,
+            allow_pickle=allow_pickle, to_disk=output is not None,
         )  # fmt: skip
         if "hf" in export:
             from moeify.export.hf.writing import check_source
@@ -107,6 +107,7 @@ def convert(
             planned(ready.plan)
         if journal is not None:
             journal.begin(_key(ready, plan, align, dtype, device), resume=resume)
+            ready.host.shelf = journal.folder
         graph = ready.graph
         dense = dense_opener(source, align, factory=factory, dtype=dtype, device=device, allow_pickle=allow_pickle)
         report = ready.pipeline.run(

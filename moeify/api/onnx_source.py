@@ -17,8 +17,9 @@ _GIVE = "give the PyTorch model that it was exported from"
 
 
 def is_onnx(source: Source) -> bool:
-    """Is it an ONNX file? Raises InputError for a path that does not exist or cannot be read."""
-    return not isinstance(source, nn.Module) and sniff(Path(source).expanduser()) == "onnx"
+    """Is it an ONNX file? Of a path that does not exist the loader says so, after all that is wrong with the options."""
+    path = None if isinstance(source, nn.Module) else Path(source).expanduser()
+    return path is not None and path.exists() and sniff(path) == "onnx"
 
 
 def check_onnx_passes(steps: Sequence[Pass], dtype: str, device: str) -> None:

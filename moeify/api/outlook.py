@@ -17,8 +17,9 @@ from moeify.splice.eager_host import EagerHost
 
 
 def check_outlook(
-    pipeline: Pipeline, source: Source, *, factory: Factory | None, example: Example | None, dtype: str, device: str
-) -> None:
+    pipeline: Pipeline, source: Source, *, factory: Factory | None, example: Example | None, dtype: str, device: str,
+    to_disk: bool,
+) -> None:  # fmt: skip
     """Raises UsageError where a pass does not fit a site, or the converted weights do not fit into the memory.
 
     For recipes whose models grow alone, as to look ahead is to trace the model once more. What tells its shape with its weights
@@ -28,13 +29,14 @@ def check_outlook(
         return
     graph = _outline(source, factory, example, dtype)
     if graph is not None:
-        fit(pipeline, graph, 0, device)
+        fit(pipeline, graph, 0, device, to_disk=to_disk)
 
 
-def fit(pipeline: Pipeline, graph: ModelGraph, tokens: int, device: str) -> Plan | None:
+def fit(pipeline: Pipeline, graph: ModelGraph, tokens: int, device: str, *, to_disk: bool) -> Plan | None:
     """Finds the sites that the pipeline works on and plans what becomes of them; None where there are none.
 
-    tokens: of calibration data. Raises UsageError where options do not fit a site, or weights do not fit into the memory.
+    tokens: of calibration data. to_disk: the converted model is written to a folder, so that what lies in files need not be in
+    memory. Raises UsageError where options do not fit a site, or weights do not fit into the memory.
     """
     Pipeline(tuple(step for step in pipeline.passes if FeedForwards in step.gives)).run(graph)
     if not graph.sites:
@@ -42,8 +44,13 @@ def fit(pipeline: Pipeline, graph: ModelGraph, tokens: int, device: str) -> Plan
     for site in graph.sites:
         foresee(pipeline.passes, site)
     parameters = list(graph.model.parameters())
-    plan = make_plan(pipeline.passes, graph, sum(p.numel() for p in parameters), parameters[0].element_size(), tokens)
-    check_memory(plan.weights, device)
+    streamed = to_disk and device.startswith("cpu") and isinstance(graph.host, EagerHost) and graph.host.loaded.mapped
+    count, size = sum(p.numel() for p in parameters), parameters[0].element_size()
+    plan = make_plan(pipeline.passes, graph, count, size, tokens, streamed=streamed)
+    if streamed:
+        check_memory(size * max((layer.parameters_after for layer in plan.layers), default=0), device, " a layer")
+    else:
+        check_memory(plan.weights, device)
     return plan
 
 

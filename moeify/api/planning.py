@@ -69,7 +69,7 @@ def plan(
     device: str = "cpu",
     allow_pickle: bool = False,
 ) -> Plan:
-    """What `convert` with the same options would do, without doing it, and without the model's weights where it is traced so.
+    """What `convert` to a folder with the same options would do, without doing it, and without reading weights where it can.
 
     Raises what `convert` raises before it computes, but for what is wrong with weights that were not read.
     """
@@ -78,24 +78,25 @@ def plan(
     )
     return prepare(
         source, wanted, calibrate, tokens, factory=factory, example=example, dtype=dtype, device=device,
-        allow_pickle=allow_pickle, weights=False,
+        allow_pickle=allow_pickle, to_disk=True, weights=False,
     ).plan  # fmt: skip
 
 
 def prepare(
     source: Source, recipe: Recipe, calibrate: Data | None, tokens: int | None, *, factory: Factory | None,
-    example: Example | None, dtype: str, device: str, allow_pickle: bool, weights: bool = True,
+    example: Example | None, dtype: str, device: str, allow_pickle: bool, to_disk: bool,
+    weights: bool = True,
 ) -> Ready:  # fmt: skip
     """Raises UsageError, as early as can be told, where options do not fit together or do not fit a site; InputError for a
     model or data that cannot be read, and for a model without a feed-forward network that can be converted.
 
-    weights: without them as much is read as a plan needs."""
+    weights: without them as much is read as a plan needs. to_disk: as in `fit`."""
     pipeline = _build(recipe, calibrate, tokens)
     if is_onnx(source):
         check_onnx_passes(flatten(pipeline.passes), dtype, device)
     check_same_shapes(source, _checkpoints(pipeline))
     if weights:
-        check_outlook(pipeline, source, factory=factory, example=example, dtype=dtype, device=device)
+        check_outlook(pipeline, source, factory=factory, example=example, dtype=dtype, device=device, to_disk=to_disk)
     graph = (open_model if weights else open_outline)(
         source, factory=factory, example=example, dtype=dtype, device=device, allow_pickle=allow_pickle
     )  # fmt: skip
@@ -105,7 +106,7 @@ def prepare(
     looked_at = calibration_tokens(steps)
     read = calibrate is not None and (looked_at is not None or not any(getattr(step, "grows", False) for step in steps))
     limit = (looked_at or 0) + judging_tokens(looked_at) if read else 0
-    planned = fit(pipeline, graph, limit, device)
+    planned = fit(pipeline, graph, limit, device, to_disk=to_disk)
     if planned is None:
         raise InputError(_nothing_found(graph))
     others = OtherCheckpoints(host.model)

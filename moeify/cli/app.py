@@ -15,10 +15,11 @@ from moeify.cli.export import export
 from moeify.cli.inspect import inspect
 from moeify.cli.passes import passes
 from moeify.cli.recipes import recipes
+from moeify.cli.report import report
 from moeify.cli.sweep import sweep
 from moeify.errors import UsageError
 
-COMMANDS = (convert, inspect, evaluate, bench, sweep, dense, passes, recipes, export)
+COMMANDS = (convert, inspect, evaluate, bench, sweep, report, dense, passes, recipes, export)
 
 
 def _version(wanted: bool) -> None:

@@ -73,7 +73,7 @@ def convert(
     with working(screen) as progress:
         from moeify import api
         from moeify.pipeline.recipe import parse_setting
-        from moeify.training.align import Alignment
+        from moeify.training.alignment import Alignment
 
         options: dict[str, Any] = {
             "recipe": recipe, "experts": experts, "top_k": top_k, "active": active, "layers": layers,

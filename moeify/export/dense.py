@@ -10,7 +10,7 @@ from torch import nn
 
 from moeify.errors import UsageError
 from moeify.export.atomic import check_target, whole_file, whole_folder
-from moeify.export.folder_weights import write_weights
+from moeify.export.folder_weights import write_one_file
 from moeify.frontend.load_example import ASSUMED
 from moeify.frontend.load_exported import NAME as PROGRAM
 from moeify.frontend.load_module import class_path
@@ -42,7 +42,7 @@ def save_dense(model: nn.Module, output: Path, source: Path | None, *, force: bo
     check_dense_target(output, model_class, force=force)
     if not model_class.startswith(_TRANSFORMERS):
         with whole_file(output, force) as part:
-            write_weights(model, part)
+            write_one_file(model, part)
         return
     saved: Any = model
     with whole_folder(output, force) as folder:

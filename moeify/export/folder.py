@@ -1,6 +1,6 @@
 """Our output folder, format 1: a converted model that `load_folder` gives back, tensor by tensor.
 
-    OUT/moeify.safetensors   every tensor of the converted model, tied ones once
+    OUT/moeify.safetensors   every tensor of the converted model, tied ones once; for a large one several files
     OUT/moeify.json          the manifest: what is there, what made it, how the layers go in (see manifest.py)
     OUT/recipe.toml          the recipe that made it
     OUT/report.json          what was done and measured
@@ -35,14 +35,13 @@ from moeify.export.folder_skeleton import build_skeleton, read_assumed, read_tok
 from moeify.export.folder_weights import load_weights, write_weights
 from moeify.export.manifest import NAME, LayerEntry, Manifest, json_text, read_manifest
 from moeify.export.onnx_folder import open_onnx_folder, write_rest
+from moeify.export.weight_shards import weight_names
 from moeify.frontend.load_factory import Factory
 from moeify.frontend.loaded import LoadedModel, SourceInfo, file_digest
 from moeify.frontend.onnx.model import OnnxModel
 from moeify.ir.model_graph import Batch
 
 __all__ = ["LayerEntry", "LoadedFolder", "load_folder", "package_versions", "save_folder", "verify_files", "write_manifest"]
-
-WEIGHTS = "moeify.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,15 +76,14 @@ def save_folder(
         check_apart(output, loaded.path)
     with whole_folder(output, force) as folder:
         of_graph = isinstance(model, OnnxModel)  # which `also` writes
-        aliases = {} if of_graph else write_weights(model, folder / WEIGHTS)
+        aliases = {} if of_graph else write_weights(model, folder)
         _write(folder / "recipe.toml", recipe_text)
         _write(folder / "report.json", json_text(_finite(report)))
         loaded.save_source(folder / "source")
         if also is not None:
             also(folder)
         if isinstance(model, OnnxModel):
-            write_rest(model, folder, WEIGHTS)
-        (folder / WEIGHTS).chmod((folder / "recipe.toml").stat().st_mode)  # safetensors leaves it to its owner alone
+            write_rest(model, folder)
         write_manifest(folder, model, loaded.source, layers, aliases)
     return output
 
@@ -95,6 +93,8 @@ def write_manifest(
 ) -> None:
     """moeify.json, over everything else that the folder holds by then."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for name in weight_names(path.name for path in folder.iterdir()):
+        (folder / name).chmod((folder / "recipe.toml").stat().st_mode)  # safetensors leaves it to its owner alone
     manifest = Manifest(
         source=source,
         dtype=next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32),
@@ -124,17 +124,18 @@ def load_folder(
     from moeify.splice.eager import install
 
     manifest = read_manifest(folder)
-    if WEIGHTS not in manifest.digests:
-        raise InputError(f"{folder / NAME}: field digests lacks {WEIGHTS}; convert the model again")
+    weights = weight_names(manifest.digests)
+    if not weights:
+        raise InputError(f"{folder / NAME}: field digests lacks moeify.safetensors; convert the model again")
     verify_files(folder, manifest.digests)
     if manifest.source.kind == "onnx":
-        found = open_onnx_folder(folder, manifest, WEIGHTS, example := read_assumed(folder))
+        found = open_onnx_folder(folder, manifest, example := read_assumed(folder))
         return LoadedFolder(found.eval(), manifest, read_tokenizer(folder), example, _budget(folder))
     kind = dtype or manifest.dtype
     model = build_skeleton(folder, manifest.source, factory, kind, allow_pickle)
     for path, entry in manifest.layers.items():
         install(model, entry.rewrite, MoELayer(entry.config, dtype=kind, device="meta"), path, entry.places)
-    load_weights(model, folder / WEIGHTS, manifest.aliases, cast=dtype is not None)
+    load_weights(model, [folder / name for name in weights], manifest.aliases, cast=dtype is not None)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise InputError(f"{folder}: {name} of the {type(model).__name__} is in no file; give a factory that computes it")

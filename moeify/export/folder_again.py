@@ -10,7 +10,7 @@ from torch import nn
 
 from moeify.errors import UsageError
 from moeify.export.atomic import whole_folder
-from moeify.export.folder import WEIGHTS, check_apart, verify_files, write_manifest
+from moeify.export.folder import check_apart, verify_files, write_manifest
 from moeify.export.folder_weights import write_weights
 from moeify.export.manifest import read_manifest
 from moeify.frontend.load_checks import some
@@ -41,10 +41,9 @@ def resave_folder(model: nn.Module, like: Path, output: Path, *, force: bool) ->
     verify_files(like, kept)
     layers = {path: replace(entry, config=found[path].config) for path, entry in manifest.layers.items()}
     with whole_folder(output, force) as folder:
-        aliases = write_weights(model, folder / WEIGHTS)
+        aliases = write_weights(model, folder)
         for name in kept:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(like / name, folder / name)
-        (folder / WEIGHTS).chmod((folder / _KEPT[0]).stat().st_mode)
         write_manifest(folder, model, manifest.source, layers, aliases)
     return output

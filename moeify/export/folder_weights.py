@@ -1,55 +1,68 @@
-"""A model's whole state_dict in one safetensors file: each tensor once, tied names beside it."""
+"""A model's whole state_dict in safetensors files: each tensor once, tied names beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from moeify.errors import InputError, OutputError
+from moeify.export.safetensors_file import write_safetensors
+from moeify.export.weight_shards import SHARD, shards
 from moeify.frontend.load_checks import some
 from moeify.frontend.load_safetensors import read_safetensors
 
 
-def write_weights(model: nn.Module, path: Path) -> dict[str, str]:
-    """Writes every tensor of the state_dict, straight from its memory; returns alias -> stored name for tied ones.
+def write_weights(model: nn.Module, folder: Path, most: int | None = None) -> dict[str, str]:
+    """Writes every tensor of the state_dict into the folder, straight from its memory, in files of `most` bytes (None: SHARD);
+    returns alias -> stored name for tied ones. What lies in mapped files is let go once it is written.
 
-    Raises OutputError for what safetensors cannot hold, or a disk that is full.
+    Raises OutputError for what safetensors cannot hold; OSError where the disk takes no more.
     """
+    stored, aliases = _stored(model, folder.name)
+    for name, tensors in shards(stored, SHARD if most is None else most).items():
+        write_safetensors(tensors, folder / name)
+    return aliases
+
+
+def write_one_file(model: nn.Module, path: Path) -> None:
+    """Writes every tensor of the state_dict, tied ones once. Raises as `write_weights`."""
+    write_safetensors(_stored(model, path.name)[0], path)
+
+
+def _stored(model: nn.Module, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors to write by name, alias -> stored name for tied ones)."""
     stored: dict[str, Tensor] = {}
     names: dict[tuple[Any, ...], str] = {}
     aliases: dict[str, str] = {}
     spans: dict[int, list[tuple[int, int]]] = {}
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.is_sparse:
-            raise OutputError(f"{path.name}: {name} of {type(model).__name__} is no tensor with values; it cannot be saved")
+            raise OutputError(f"{where}: {name} of {type(model).__name__} is no tensor with values; it cannot be saved")
         first = names.setdefault(_place(tensor, name), name)
         if first != name:
             aliases[name] = first
         else:
             stored[name] = _apart(tensor.detach().contiguous(), spans)
-    try:
-        save_file(stored, path)
-    except (SafetensorError, ValueError, RuntimeError) as error:
-        raise OutputError(f"{path.name}: cannot be written: {' '.join(str(error).split())}") from error
-    return aliases
+    return stored, aliases
 
 
-def load_weights(model: nn.Module, path: Path, aliases: Mapping[str, str], *, cast: bool) -> None:
-    """Gives the model the file's tensors, mapped from the file rather than copied, and ties what was tied.
+def load_weights(model: nn.Module, paths: Sequence[Path], aliases: Mapping[str, str], *, cast: bool) -> None:
+    """Gives the model the tensors of the files, mapped from there rather than copied, and ties what was tied.
 
     cast: to the dtypes of the model; else they stay as they are in the file. Raises InputError unless every tensor of the
-    file and of the model is accounted for.
+    files and of the model is accounted for.
     """
-    state = read_safetensors(path)
+    where = paths[0] if len(paths) == 1 else paths[0].parent
+    state = {name: tensor for path in paths for name, tensor in read_safetensors(path).items()}
     own = model.state_dict()
     for alias, name in aliases.items():
         if name not in state or alias in state:
-            raise InputError(f"{path}: does not fit its manifest: {alias} is to be an alias of {name}; convert the model again")
+            raise InputError(
+                f"{where}: does not fit its manifest: {alias} is to be an alias of {name}; convert the model again"
+            )
         state[alias] = state[name]
     faults = [f"missing: {some(own.keys() - state.keys())}"] if own.keys() - state.keys() else []
     faults += [f"unexpected: {some(state.keys() - own.keys())}"] if state.keys() - own.keys() else []
@@ -57,7 +70,7 @@ def load_weights(model: nn.Module, path: Path, aliases: Mapping[str, str], *, ca
     faults += [f"of another shape: {some(unfit)}"] if unfit else []
     if faults:
         raise InputError(
-            f"{path}: does not fit the {type(model).__name__} ({'; '.join(faults)}); is it the model it was made from?"
+            f"{where}: does not fit the {type(model).__name__} ({'; '.join(faults)}); is it the model it was made from?"
         )
     if cast:
         state = {name: value.to(own[name].dtype) for name, value in state.items()}

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from moeify.errors import InputError
 from moeify.export.manifest import Manifest
 from moeify.export.manifest_layers import LayerEntry
+from moeify.export.safetensors_file import write_safetensors
 from moeify.frontend.load_safetensors import read_safetensors
 from moeify.frontend.onnx.cutting import cut
 from moeify.frontend.onnx.file import read_onnx
@@ -31,17 +31,17 @@ from moeify.layers.moe_layer import MoELayer
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-NAME = "model.onnx"
+NAME, WEIGHTS = "model.onnx", "moeify.safetensors"
 
 
-def write_rest(model: OnnxModel, folder: Path, weights: str) -> None:
+def write_rest(model: OnnxModel, folder: Path) -> None:
     """The tensors of MoE layers that `folder`/model.onnx does not hold as they are."""
     graph = read_onnx(folder / NAME)
     kept = {name: tensor.contiguous() for name, tensor in _tensors(model) if not _holds(graph, name, tensor)}
-    save_file(kept, folder / weights)
+    write_safetensors(kept, folder / WEIGHTS)
 
 
-def open_onnx_folder(folder: Path, manifest: Manifest, weights: str, example: Batch | None) -> OnnxModel:
+def open_onnx_folder(folder: Path, manifest: Manifest, example: Batch | None) -> OnnxModel:
     """The model of such a folder, its MoE layers in torch, the rest by ONNX Runtime.
 
     Raises InputError where the parts do not fit together.
@@ -59,7 +59,7 @@ def open_onnx_folder(folder: Path, manifest: Manifest, weights: str, example: Ba
         regions[name] = found
     channels = frozenset(name for name, entry in manifest.layers.items() if entry.rewrite.channels)
     cut(model, regions, channels, all_values(model, example, str(path), given=True))
-    stored = read_safetensors(folder / weights)
+    stored = read_safetensors(folder / WEIGHTS)
     for name, entry in manifest.layers.items():
         model.install(name, _layer(name, entry, graph, stored, path))
     return model

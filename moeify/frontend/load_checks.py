@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from moeify.data.mapped_pages import let_go
 from moeify.errors import InputError
 
 
@@ -20,7 +21,9 @@ def some(names: Iterable[str], most: int = 3) -> str:
 def check_finite(model: nn.Module, where: str) -> None:
     """Raises InputError that names the first parameter which holds NaN or infinite values."""
     for name, parameter in model.named_parameters():
-        if not is_finite(parameter.detach()):
+        finite = is_finite(parameter.detach())
+        let_go((parameter,))
+        if not finite:
             kind = str(parameter.dtype).removeprefix("torch.")
             raise InputError(f"{where}: the tensor {name} holds NaN or infinite values (as {kind}); repair or export it again")
 

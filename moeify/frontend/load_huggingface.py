@@ -26,6 +26,8 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt",
     "vocab.json",
 )  # fmt: skip
+#: As safetensors names them.
+_FLOATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _COMPANIONS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
@@ -59,7 +61,8 @@ def load_huggingface(path: Path, dtype: torch.dtype, *, weights: bool = True) ->
         digests={file.name: file_digest(file) for file in (path / "config.json", *(stored if weights else ()))},
     )
     files = {name: (path / name).read_bytes() for name in _COMPANIONS if (path / name).is_file()}
-    return LoadedModel(model, (), source, tokenizer, path, files, tuple(n for n in (*notes, remark) if n))
+    mapped = held.floats == {_FLOATS.get(dtype)} and not held.others
+    return LoadedModel(model, (), source, tokenizer, path, files, tuple(n for n in (*notes, remark) if n), mapped)
 
 
 def load_gguf(path: Path, dtype: torch.dtype, *, weights: bool = True) -> LoadedModel:

@@ -33,16 +33,18 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Contents:
-    """tensors: how many. elements: the numbers in all of them. others: name -> type of those that are no floats."""
+    """tensors: how many. elements: the numbers in all of them. others: name -> type of those that are no floats. floats: the
+    types of the rest, as safetensors names them ("F32", "BF16")."""
 
     tensors: int
     elements: int
     others: Mapping[str, str]
+    floats: frozenset[str] = frozenset()
 
 
 def safetensors_contents(paths: Iterable[Path]) -> Contents:
     """What the headers of the .safetensors files among the paths say. Raises InputError where one is damaged."""
-    tensors, elements, others = 0, 0, {}
+    tensors, elements, others, floats = 0, 0, {}, set()
     for path in (path for path in paths if path.suffix == ".safetensors"):
         with _one_line(path), safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
@@ -50,7 +52,9 @@ def safetensors_contents(paths: Iterable[Path]) -> Contents:
                 tensors, elements = tensors + 1, elements + prod(part.get_shape())
                 if "F" not in (kind := part.get_dtype()):
                     others[name] = kind
-    return Contents(tensors, elements, others)
+                else:
+                    floats.add(kind)
+    return Contents(tensors, elements, others, frozenset(floats))
 
 
 @contextmanager

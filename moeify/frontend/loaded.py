@@ -36,7 +36,8 @@ class LoadedModel:
     """A dense model in eval mode, with one batch of inputs. tokenizer: transformers' own, or None.
 
     path: what it was read from, or None. files: small files that go along as they are (preprocessor_config.json, the module
-    without its weights, inputs that were assumed). notes: what the user should know, one sentence each.
+    without its weights, inputs that were assumed). notes: what the user should know, one sentence each. mapped: the weights lie
+    in their files, in the number type that they have there, and take memory only while they are looked at.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class LoadedModel:
     path: Path | None = None
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
+    mapped: bool = False
 
     def save_source(self, folder: Path) -> None:
         """Writes what an equal dense skeleton can be built from into `folder`: config, generation config and tokenizer of a

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from moeify.data.mapped_pages import read_module_by_module
 from moeify.errors import InputError
 from moeify.frontend.cone_ops import settled
 from moeify.frontend.trace_compare import difference, one_line
@@ -21,7 +22,7 @@ Sizes = dict[int, dict[int, int]]
 
 def run_eager(model: nn.Module, batch: Batch) -> list[Any]:
     """The flattened outputs of the model itself. Raises what the model raises."""
-    with torch.no_grad():
+    with torch.no_grad(), read_module_by_module(model):
         return pytree.tree_leaves(model(**batch) if isinstance(batch, dict) else model(*batch))
 
 

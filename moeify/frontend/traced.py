@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from moeify.data.mapped_pages import let_go
 from moeify.errors import InputError
 from moeify.ir.model_graph import Batch
 
@@ -68,7 +69,7 @@ class Traced:
         values = self.bind(model, batch)
         with torch.no_grad():
             names = (node.name for node in self.graph.graph.nodes if node.op == "placeholder")
-            outputs = fx.Interpreter(self.graph).run(*(values[name] for name in names), enable_io_processing=False)
+            outputs = _NodeByNode(self.graph).run(*(values[name] for name in names), enable_io_processing=False)
         return list(outputs)
 
     def _leaves(self, batch: Batch) -> list[Any]:
@@ -84,6 +85,16 @@ class Traced:
         if spec != self.batch_spec:
             raise InputError(f"a batch holds {len(leaves)} values in another structure than the {len(self.user_inputs)} traced")
         return leaves
+
+
+class _NodeByNode(fx.Interpreter):
+    """Lets go of weights that lie in files as soon as a node has read them."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "call_function":
+            let_go(self.env[node] for node in n.all_input_nodes)
+        return result
 
 
 def live_tensor(model: nn.Module, path: str) -> Tensor | None:

@@ -82,6 +82,10 @@ class Host(Protocol):
         """Puts the finished spec into the host; the dense weights of the site are let go."""
         ...
 
+    def let_go(self, site: FeedForward) -> None:
+        """Nobody will read the site's weights for a while: those that lie in files need not stay in memory."""
+        ...
+
 
 @dataclass
 class ModelGraph:

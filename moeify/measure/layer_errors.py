@@ -58,7 +58,7 @@ class LayerErrors:
 def layer_errors(site: FeedForward, spec: MoESpec, sample: LayerSample, seed: int) -> LayerErrors:
     """Judges the layer that the spec describes; float32 throughout. The sample holds a token of each kind at least."""
     ffn = DenseFFN.of_site(site)
-    layer = MoELayer.from_spec(site, spec).eval().float()
+    layer = _judged(site, spec)
     built = _Built(layer, _order(spec))
     with torch.no_grad():
         on = torch.cat([layer.route(x).chosen for x in token_runs(sample.held)]).double().mean(0)
@@ -105,6 +105,16 @@ class _Built:
         routing, h = self.layer.route(x), self.hidden(x, h)
         values = values_of(self.layer, routing.scores)
         return with_choice(self.layer, x, h, values, oracle_choice(self.layer, h, values, routing.chosen.sum(-1)))
+
+
+def _judged(site: FeedForward, spec: MoESpec) -> MoELayer:
+    """The layer in float32; rows going in stay as they are where their outputs are known already, which spares their copies."""
+    layer = MoELayer.from_spec(site, spec).eval()
+    known = ("up", "gate", "up_bias", "gate_bias") if _order(spec) is not None else ()
+    for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
+        if name not in known:
+            tensor.data = tensor.data.float()
+    return layer
 
 
 def _order(spec: MoESpec) -> Tensor | None:

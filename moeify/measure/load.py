@@ -52,8 +52,8 @@ class LoadMeter:
 
     def count(self, path: str, chosen: Tensor) -> None:
         """chosen: bool [tokens, experts]."""
-        if self.shown is not None and self.shown.numel() == len(chosen):
-            chosen = chosen[self.shown.flatten().to(chosen.device)]
+        if (kept := self.kept(chosen)) is not None:
+            chosen = chosen[kept]
         if not len(chosen):
             return
         fewest, most = (int(value) for value in chosen.sum(-1).aminmax())
@@ -61,6 +61,12 @@ class LoadMeter:
         self.on[path] = (min(low, fewest), max(high, most))
         self.counts[path] = self.counts.get(path, 0) + chosen.sum(0).cpu()
         self.tokens[path] = self.tokens.get(path, 0) + len(chosen)
+
+    def kept(self, rows: Tensor) -> Tensor | None:
+        """Which of the rows [tokens, ...] are counted, [tokens] bool; None: all."""
+        if self.shown is None or self.shown.numel() != len(rows):
+            return None
+        return self.shown.flatten().to(rows.device)
 
     def results(self, layers: Mapping[str, MoELayer], neurons: Mapping[str, int] | None = None) -> tuple[LayerLoad, ...]:
         """The layers that ran. neurons: of the dense FFN by path; what the layer's config says where it says nothing."""

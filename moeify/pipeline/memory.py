@@ -12,13 +12,13 @@ from moeify.errors import UsageError
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def check_memory(weights: int, device: str) -> None:
+def check_memory(weights: int, device: str, of: str = "") -> None:
     """Raises UsageError where weights of so many bytes are more than the whole memory; on other devices than the CPU it does
-    not know. What fits is not promised to run well: the plan tells the peak."""
+    not know. What fits is not promised to run well: the plan tells the peak. of: " a layer" where they are those of one."""
     if device.startswith("cpu") and (whole := machine_memory()) is not None and weights > whole:
         raise UsageError(
-            f"the converted weights take {weights / 2**30:,.1f} GiB and this machine has {whole / 2**30:,.1f} GiB of memory: "
-            "choose fewer experts (--experts), fewer layers (--layers) or --dtype bf16"
+            f"the converted weights take {weights / 2**30:,.1f} GiB{of} and this machine has {whole / 2**30:,.1f} GiB of "
+            "memory: choose fewer experts (--experts), fewer layers (--layers) or --dtype bf16"
         )
 
 

@@ -88,23 +88,26 @@ def foresee(passes: Iterable[Pass], site: FeedForward) -> MoEConfig | None:
     return config
 
 
-def make_plan(passes: Sequence[Pass], graph: ModelGraph, model_parameters: int, item_size: int, tokens: int) -> Plan:
+def make_plan(
+    passes: Sequence[Pass], graph: ModelGraph, model_parameters: int, item_size: int, tokens: int, *, streamed: bool = False
+) -> Plan:
     """The plan for the selected sites.
 
-    model_parameters: of the dense model; item_size: bytes of one; tokens: of calibration data.
+    model_parameters: of the dense model; item_size: bytes of one; tokens: of calibration data. streamed: weights stay in files.
     """
     shapes = [(site, config) for site in graph.sites if (config := foresee(passes, site)) is not None]
     layers = [_planned(site, config) for site, config in shapes]
     before = sum(layer.parameters_before for layer in layers)
     added = sum(c.parameters + c.vectors - s.parameters - s.vectors for s, c in shapes)
     active = sum(layer.active_fraction * layer.parameters_before for layer in layers)
-    # The dense weights (pages of their file stay resident once read), the converted ones, one layer more (its rows in new
-    # order, float32 copies to check and cluster), and the calibration.
-    largest = max((site.parameters for site in graph.sites), default=0)
+    # One layer (dense, its rows in new order, a float32 copy to check) and the calibration; then the dense weights and the
+    # converted ones, unless they lie in files.
+    largest = max((max(site.parameters, config.parameters) for site, config in shapes), default=0)
     alive = tokens * _ALIVE * max((site.hidden for site in graph.sites), default=0) * item_size
     bounds = [parse_size(step.memory, "each-layer.memory") for step in flatten(passes) if isinstance(step, EachLayer)]
     alive = min([alive, *bounds])
     after = model_parameters + added
+    kept = 0 if streamed else (model_parameters + after) * item_size
     trained = after - sum(config.frozen for _, config in shapes)
     return Plan(
         layers=tuple(layers),
@@ -114,7 +117,7 @@ def make_plan(passes: Sequence[Pass], graph: ModelGraph, model_parameters: int, 
         trained_parameters=trained,
         active_fraction=active / before if before else 1.0,
         weights=after * item_size,
-        peak_memory=(model_parameters + after) * item_size + largest * (item_size + 8) + alive,
+        peak_memory=kept + largest * (2 * item_size + 4) + alive,
         optimizer_memory=trained * (2 * 4 + item_size),
         refusals=tuple((refusal.path, refusal.reason) for refusal in graph.refusals),
         notes=(),

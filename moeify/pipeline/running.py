@@ -47,6 +47,8 @@ def _run_one(step: Pass, graph: ModelGraph, context: PassContext, before: list[s
         raise ConversionError(f"pass {step.name} failed{trail}: {type(error).__name__}: {error}") from error
     finally:
         context.seconds[step.name] = context.seconds.get(step.name, 0.0) + time.perf_counter() - started
+        for site in graph.sites:
+            graph.host.let_go(site)
     really = len(graph.spliced) != spliced or specs.keys() != graph.specs.keys()
     really = really or any(graph.specs[path] is not spec for path, spec in specs.items())
     if really and not step.rewrites:

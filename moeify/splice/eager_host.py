@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 
+from moeify.data.mapped_pages import close_holes, let_go
 from moeify.errors import ConversionError
 from moeify.frontend.loaded import LoadedModel
 from moeify.frontend.match import Found, match
 from moeify.frontend.trace import Traced, trace
+from moeify.frontend.traced import live_tensor
 from moeify.ir.feed_forward import FeedForward, Refusal
 from moeify.ir.model_graph import Batch, Loss, OutputGradient
 from moeify.ir.moe_spec import MoESpec
@@ -18,6 +21,7 @@ from moeify.layers.moe_layer import MoELayer
 from moeify.splice.eager import install
 from moeify.splice.effects import EffectWalk
 from moeify.splice.gradients import output_gradients
+from moeify.splice.shelf import shelved
 from moeify.splice.walk import GraphWalk
 
 #: Bytes: what is alive at a site stays in memory, for it is a batch or two.
@@ -28,6 +32,8 @@ class EagerHost:
     """Finds sites in the model's traced graph, walks it on calibration data, and splices layers into the module.
 
     traced: the graph of an equal model, where it is known already; it holds no weights.
+    shelf: a folder that finished layers are kept in, mapped into the model from there; None: they are kept in memory. It may be
+        removed while the model is in use.
     """
 
     def __init__(self, loaded: LoadedModel, traced: Traced | None = None) -> None:
@@ -35,6 +41,7 @@ class EagerHost:
         self.model = loaded.model
         self.example = loaded.example
         self.layers: dict[str, MoELayer] = {}
+        self.shelf: Path | None = None
         self._traced = traced
         self._found: Found | None = None
 
@@ -73,5 +80,12 @@ class EagerHost:
     def splice(self, site: FeedForward, spec: MoESpec) -> None:
         device = next(self.model.parameters()).device
         layer = MoELayer.from_spec(site, spec).eval().to(device)
+        if self.shelf is not None:
+            layer = shelved(layer, site.path, self.shelf)
+        self.let_go(site)
         install(self.model, site.rewrite, layer, site.path, site.places)
         self.layers[site.path] = layer
+        close_holes()
+
+    def let_go(self, site: FeedForward) -> None:
+        let_go(live_tensor(self.model, place.parameter) for place in site.places.values())

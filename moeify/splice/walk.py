@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from moeify.data.data_set import on_device
+from moeify.data.mapped_pages import let_go
 from moeify.frontend.match import Call, Found
 from moeify.frontend.trace import Traced
 from moeify.ir.feed_forward import FeedForward
@@ -25,7 +26,7 @@ class GraphWalk:
 
     Between two sites only the values that later nodes use are kept, as a SpilledList. A site in `layers` is computed by its
     MoE layer instead of its nodes; the mapping may grow during the walk. With layers None the prefix stays dense.
-    Parameters are read from the live model.
+    Parameters are read from the live model; those that lie in files are let go when a node has used them.
     """
 
     def __init__(
@@ -105,9 +106,11 @@ class GraphWalk:
                 call, layer = outputs[node]
                 run = OverChannels(layer) if call.channels else layer
                 values[node.name] = run(self._value(call.x, values))
+                let_go(layer.parameters())
             elif node.op == "call_function" and node not in inside:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._value(n, values))
                 values[node.name] = node.target(*args, **kwargs)
+                let_go(self._value(other, values) for other in node.all_input_nodes)
             for done in self._leaving.get(i, ()):
                 values.pop(done.name, None)
 

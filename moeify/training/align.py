@@ -7,10 +7,11 @@ say. For logits it is the distillation of Hinton et al. 2015 (section 2) at temp
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,88 +25,13 @@ from moeify.measure.outputs import evaluation_mode
 from moeify.pipeline.context import Progress, no_progress
 from moeify.training.align_data import Division, divide
 from moeify.training.align_state import AlignState, StateFile
+from moeify.training.alignment import Aligned, Alignment
 from moeify.training.frozen_routing import frozen_routing, kept_budget
 from moeify.training.output_distance import mean_distance, output_distance
-from moeify.training.product_precision import Precision, check_precision, products
+from moeify.training.product_precision import products
 
 #: So often are the held-out rows looked at, and so many looks in a row that were no better end a run.
 _LOOKS, _PATIENCE = 6, 3
-_WHOLE = ("steps", "tokens", "seed")
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """How an alignment goes.
-
-    minutes: of wall time in all, the measuring included; steps: at most so many optimizer steps (None: no such limit); at least
-    one of the two is given. The learning rate rises for a twentieth of them and falls to zero along a cosine; with minutes it
-    follows the clock, so that only runs that `steps` ends are the same again. tokens: of one step, in whole rows.
-    clip: largest norm of all gradients together. seed: of the order of the rows. precision: of products; weights and their
-    sums stay as they are: "auto" takes bfloat16 for float32 models where the processor has instructions for it.
-    """
-
-    minutes: float | None = 10.0
-    steps: int | None = None
-    learning_rate: float = 3e-4
-    tokens: int = 512
-    clip: float = 1.0
-    seed: int = 0
-    precision: Precision = "auto"
-
-    @classmethod
-    def parse(cls, text: str) -> Alignment:
-        """Of "minutes=10", "steps=160, precision=float32" or the like; with steps and no minutes the clock has no say.
-
-        Raises UsageError.
-        """
-        pairs = [part.partition("=") for part in text.split(",")]
-        given: dict[str, Any] = {name.strip(): value.strip() for name, _, value in pairs}
-        try:
-            for name, value in given.items():
-                given[name] = value if name == "precision" else (int if name in _WHOLE else float)(value)
-            return cls(**({"minutes": None} if "steps" in given else {}) | given)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"align is {text!r}: write minutes=10, or options of moeify.Alignment between commas") from error
-
-    def __post_init__(self) -> None:
-        check_precision(self.precision)
-        if self.minutes is None and self.steps is None:
-            raise UsageError("an alignment needs an end: give minutes, such as 10, or steps")
-        for name, least in (("minutes", 0.0), ("learning_rate", 0.0), ("clip", 0.0)):
-            value = getattr(self, name)
-            if value is not None and not least < value < math.inf:
-                raise UsageError(f"align.{name} is {value}: choose a number above {least:g}")
-        for name in ("steps", "tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"align.{name} is {value}: choose 1 or more")
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """What an alignment did. before, after: the mean distance of the outputs on rows that were held out, of the `kind` that
-    `output_distance` names. best_step: whose weights the model has now; 0 is the model as it was."""
-
-    steps: int
-    best_step: int
-    before: float
-    after: float
-    kind: str
-    rows: int
-    held_out: int
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, without the time."""
-        plain = asdict(self)
-        del plain["seconds"]
-        return plain
-
-    def __str__(self) -> str:
-        return (
-            f"aligned with the dense model in {self.steps} steps on {self.rows} rows; {self.kind} on {self.held_out} others"
-            f" {self.before:.4g} -> {self.after:.4g}"
-        )
 
 
 def align(
@@ -151,7 +77,7 @@ def _run(
     model: nn.Module, dense: nn.Module, data: Division, trained: list[nn.Parameter], how: Alignment, file: StateFile | None,
     progress: Progress,
 ) -> Aligned:  # fmt: skip
-    optimizer = torch.optim.AdamW(trained, lr=how.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(_groups(trained), betas=(0.9, 0.95), weight_decay=0.0)
     started, precise = time.monotonic(), products(how.precision, trained[0])
     found = None if file is None else file.take_up(trained, optimizer)
     if found is None:
@@ -184,14 +110,25 @@ def _run(
 
 
 def _step(loss: Tensor, optimizer: torch.optim.AdamW, how: Alignment, done: float) -> None:
-    (group,) = optimizer.param_groups
-    group["lr"] = how.learning_rate * min(1.0, 20 * done + 1e-3) * (1 + math.cos(math.pi * done)) / 2
+    rate = how.learning_rate * min(1.0, 20 * done + 1e-3) * (1 + math.cos(math.pi * done)) / 2
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["size"]
     if not bool(torch.isfinite(loss)):
         raise ConversionError("align: the distance from the dense model is not finite; choose a smaller learning rate")
     loss.backward()  # type: ignore[no-untyped-call]  # torch
-    nn.utils.clip_grad_norm_(group["params"], how.clip)
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], how.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def _groups(trained: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """One for each tensor, with its size: the root mean square of its values, at least a tenth of the median one.
+
+    AdamW moves a value by about the learning rate whatever the gradient, and models differ in the size of their weights.
+    """
+    sizes = [float(p.detach().float().square().mean().sqrt()) for p in trained]
+    least = 0.1 * statistics.median(sizes) or 1.0
+    return [{"params": [p], "size": max(size, least)} for p, size in zip(trained, sizes)]
 
 
 def _moved_on(state: AlignState, how: Alignment, seconds: float) -> AlignState:

@@ -27,7 +27,7 @@ CONVERSIONS = {
     "some layers": f"{MARKERS} --layers every:2",
     "with ONNX": f"{MARKERS} --export onnx",
     "copies with new weights": f"convert deep.pt -o out {DEEP} --recipe drop-upcycle --experts 3",
-    "aligned": f"{MARKERS} --align steps=40,tokens=8,learning_rate=0.001",
+    "aligned": f"{MARKERS} --align steps=40,tokens=8,learning_rate=0.05",
     "experts on a frozen core": f"convert deep.pt -o out {DEEP} --recipe lora-experts --experts 3",
     "stochastic experts": f"convert deep.pt -o out {DEEP} --recipe thor --experts 3",
 }

@@ -114,6 +114,9 @@ class TinyHost:
     def splice(self, site: FeedForward, spec: MoESpec) -> None:
         self.spliced[site.path] = spec
 
+    def let_go(self, site: FeedForward) -> None:
+        """Its weights are always in memory."""
+
 
 @dataclass(frozen=True)
 class _TinyWalk:

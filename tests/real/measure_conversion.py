@@ -1,7 +1,8 @@
 """Converts a model in a process of its own and prints seconds (of the wall and of the processor) and peak resident bytes above
 the process after imports, as JSON.
 
-python measure_conversion.py MODEL TEXT OUT [RECIPE]
+python measure_conversion.py MODEL OUT [--text DATA --tokens 8192] [--recipe emoe] [--top-k 4] [--dtype fp32]
+    [--set PASS.OPTION=VALUE] [--resume]
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import importlib
 import json
 import resource
-import sys
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
 import moeify
@@ -31,15 +32,30 @@ def processor() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def main(model: str, text: str, output: str, recipe: str = "emoe", top_k: str = "4") -> None:
+def main() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("output")
+    parser.add_argument("--text")
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--recipe", default="emoe")
+    parser.add_argument("--top-k", type=int, default=4)
+    parser.add_argument("--dtype", default="fp32")
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--resume", action="store_true")
+    options = parser.parse_args()
     for name in IMPORTED:
         importlib.import_module(name)
     before, started, used = peak(), time.monotonic(), processor()
-    done = moeify.convert(model, output, recipe=recipe, experts=16, top_k=int(top_k), calibrate=text, tokens=8192, force=True)
-    tokens = done.report.layers[0].measured["calibration_tokens"]
-    found = {"seconds": time.monotonic() - started, "processor": processor() - used, "bytes": peak() - before, "tokens": tokens}
-    print(json.dumps({**found, "by_pass": done.report.seconds}))
+    data = {} if options.text is None else {"calibrate": options.text, "tokens": options.tokens}
+    done = moeify.convert(
+        options.model, options.output, recipe=options.recipe, experts=16, top_k=options.top_k, dtype=options.dtype, force=True,
+        settings=dict(given.split("=", 1) for given in options.set), resume=options.resume, **data,
+    )  # fmt: skip
+    found = {"seconds": time.monotonic() - started, "processor": processor() - used, "bytes": peak() - before}
+    tokens = done.report.layers[0].measured.get("calibration_tokens")
+    print(json.dumps({**found, "tokens": tokens, "resumed": done.resumed, "by_pass": done.report.seconds}))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,4 +1,4 @@
-"""Time and memory of a conversion grow with the model and no faster: one architecture in three sizes."""
+"""Time of a conversion grows with the model and no faster, memory with its width alone: one architecture in three depths."""
 
 from __future__ import annotations
 
@@ -12,14 +12,11 @@ HIDDEN, LAYERS, FLOAT = 512, (4, 8, 16), 4
 
 
 @pytest.mark.slow
-def test_time_and_memory_are_linear(tmp_path: Path) -> None:
+def test_time_is_linear_and_memory_that_of_a_layer(tmp_path: Path) -> None:
     small, middle, large = curve("emoe", HIDDEN, LAYERS, tmp_path)
     step = middle["parameters"] - small["parameters"]
     assert large["parameters"] - middle["parameters"] == 2 * step
     # Of the processor: a curve that bends upwards by a quarter over a doubling is no straight line.
     assert large["processor"] - middle["processor"] < 1.25 * 2 * (middle["processor"] - small["processor"])
-    assert large["bytes"] - middle["bytes"] < 1.25 * 2 * (middle["bytes"] - small["bytes"])
-    # A layer's share is its dense weights (mapped from their file) and the converted ones; holes in the heap make it a fifth
-    # more. Its activations on 8,192 tokens, 512 numbers each, would add four fifths: they are not kept.
-    ffn = 3 * HIDDEN * (11 * HIDDEN // 64 * 16) * (LAYERS[2] - LAYERS[1])
-    assert large["bytes"] - middle["bytes"] < 1.4 * FLOAT * (2 * step + ffn)
+    # Dense and converted layers lie in files; held in memory they would make it twice as much as the dense ones.
+    assert large["bytes"] - small["bytes"] < FLOAT * 3 * step / 2

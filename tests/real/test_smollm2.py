@@ -105,7 +105,7 @@ def test_the_budget_changes_without_converting_again(smollm2: Converted, dense: 
 def test_converting_takes_little_time_and_memory(smollm2: Converted, technical_text: Path, tmp_path: Path) -> None:
     """find, calibrate on 8k tokens, 16 experts: under 2 minutes, and 3 times the weights above the process after imports."""
     script = Path(__file__).parent / "measure_conversion.py"
-    arguments = [str(smollm2.dense), str(technical_text), str(tmp_path / "out")]
+    arguments = [str(smollm2.dense), str(tmp_path / "out"), "--text", str(technical_text)]
     run = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=True)
     found = json.loads(run.stdout)
     weights = (smollm2.dense / "model.safetensors").stat().st_size

@@ -15,11 +15,12 @@ from converted import converted
 from moeify.errors import InputError, UsageError
 from moeify.ir.model_graph import Batch
 from moeify.layers.budget import moe_layers, set_threshold, set_top_k
-from moeify.training.align import Aligned, Alignment, align
+from moeify.training.align import align
 from moeify.training.align_data import divide
+from moeify.training.alignment import Aligned, Alignment
 from zoo import ZOO
 
-STEPS = Alignment(minutes=None, steps=16, learning_rate=3e-3, tokens=32)
+STEPS = Alignment(minutes=None, steps=16, learning_rate=0.15, tokens=32)
 
 
 def texts(rows: int = 40, tokens: int = 16) -> list[Batch]:
@@ -89,7 +90,7 @@ def test_a_threshold_moves_so_that_as_many_experts_run_as_before() -> None:
 
     before = used()
     assert 0.2 < before < 0.8
-    align(model, dense, texts(), Alignment(minutes=None, steps=16, learning_rate=2e-2, tokens=32))
+    align(model, dense, texts(), Alignment(minutes=None, steps=16, learning_rate=1.0, tokens=32))
     assert any(layer.threshold != 0 for layer in layers.values())
     assert used() == pytest.approx(before, rel=0.03)
 
@@ -97,7 +98,7 @@ def test_a_threshold_moves_so_that_as_many_experts_run_as_before() -> None:
 def test_the_best_weights_stay_and_a_run_that_gets_worse_ends() -> None:
     dense, model = pair()
     before = weights(model)
-    done = align(model, dense, texts(), Alignment(minutes=None, steps=80, learning_rate=50.0, tokens=32, clip=1e9))
+    done = align(model, dense, texts(), Alignment(minutes=None, steps=80, learning_rate=2000.0, tokens=32, clip=1e9))
     assert done.steps < 80
     assert (done.best_step, done.after) == (0, done.before)
     for name, value in model.state_dict().items():

@@ -1,0 +1,153 @@
+"""A conversion that streams gives the bytes of one that keeps everything in memory, and takes the memory of a layer."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import moeify
+from benchmarks.streaming import MEASURE, Shape, measured, write_ids, write_llama
+from cli.test_resume import contents
+from moeify.data import mapped_pages
+from moeify.export import folder_weights
+from moeify.splice import eager_host
+
+TINY = Shape(hidden=64, intermediate=192, layers=3, vocabulary=300, heads=4)
+OPTIONS = {"experts": 4, "top_k": 2, "dtype": "bf16", "tokens": None}
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dense")
+    write_llama(folder, TINY)
+    write_ids(folder / "ids.pt", TINY, 512)
+    return folder
+
+
+def written(source: Path, output: Path, monkeypatch: pytest.MonkeyPatch, *, streamed: bool, **options: Any) -> dict[str, bytes]:
+    """The files of a conversion in which every tensor, however small, is let go of, or none is."""
+    with monkeypatch.context() as patch:
+        patch.setattr(mapped_pages, "LEAST", 1 if streamed else 1 << 62)
+        patch.setattr(folder_weights, "SHARD", 100_000)
+        if not streamed:
+            patch.setattr(eager_host, "shelved", lambda layer, path, folder: layer)
+        moeify.convert(source, output, **{**OPTIONS, **options})
+    return contents(output)
+
+
+CONVERSIONS: dict[str, dict[str, Any]] = {
+    "by the weights alone": {},
+    "on the converted prefix": {"recipe": "markers", "tokens": 256},
+    "on the dense prefix": {"recipe": "markers", "tokens": 256, "settings": {"each-layer.prefix": "dense"}},
+    "with hidden states on disk": {"recipe": "markers", "tokens": 256, "settings": {"each-layer.memory": 1}},
+    "copies with new weights": {"recipe": "drop-upcycle", "experts": 2},
+}
+
+
+@pytest.mark.parametrize("caption", CONVERSIONS)
+def test_the_bytes_are_those_of_a_conversion_in_memory(
+    caption: str, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = dict(CONVERSIONS[caption])
+    if options.get("tokens"):
+        options["calibrate"] = dense / "ids.pt"
+    held = written(dense, tmp_path / "held", monkeypatch, streamed=False, **options)
+    assert written(dense, tmp_path / "streamed", monkeypatch, streamed=True, **options) == held
+    assert sum(name.endswith(".safetensors") for name in held) > 2
+    assert {p.dtype for p in moeify.load(tmp_path / "streamed").parameters()} == {torch.bfloat16}
+
+
+def test_the_layers_lie_in_files_that_go_when_all_is_done(dense: Path, tmp_path: Path) -> None:
+    shelves: list[list[str]] = []
+
+    def progress(task: str, done: int, total: int | None) -> None:
+        if task == "converting layers":
+            shelves.append([path.name for path in (tmp_path / ".out.moeify-journal").glob("weights-*")])
+
+    done = moeify.convert(dense, tmp_path / "out", progress=progress, **OPTIONS)  # type: ignore[arg-type]
+    assert [len(shelf) for shelf in shelves] == [0, 1, 2, 3]
+    assert os.listdir(tmp_path) == ["out"]
+    with torch.no_grad():
+        logits = done.model(input_ids=torch.arange(6)[None]).logits
+        assert torch.equal(logits, moeify.load(tmp_path / "out")(input_ids=torch.arange(6)[None]).logits)
+
+
+def test_a_full_disk_is_one_line(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0:\nfile write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(
+        moeify.errors.OutputError, match=r"^.*: a finished layer cannot be written: .*data/0: file write failed"
+    ):
+        moeify.convert(dense, tmp_path / "out", **OPTIONS)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_of_what_streams_asks_for_a_layer(dense: Path) -> None:
+    streamed = moeify.api.plan(dense, experts=4, dtype="bf16")
+    held = moeify.api.plan(dense, experts=4, dtype="fp32")
+    ffn = 3 * TINY.hidden * TINY.intermediate
+    assert streamed.peak_memory == 8 * ffn
+    assert held.peak_memory > 4 * (held.parameters_before + held.parameters_after)
+
+
+#: Of one shape in two depths: what scales with the model shows in the difference.
+SHALLOW, DEEP = (Shape(hidden=1024, intermediate=2816, layers=layers, vocabulary=4000, heads=8) for layers in (4, 16))
+BUDGET = 64 << 20
+
+PEAKS: dict[str, tuple[str, ...]] = {
+    "by the weights alone": (),
+    "on the converted prefix": ("--tokens", "2048"),
+    "on the dense prefix": ("--tokens", "2048", "--set", "each-layer.prefix=dense"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep pages of files until they are short of memory")
+@pytest.mark.parametrize("caption", PEAKS)
+def test_the_peak_is_that_of_a_layer(caption: str, tmp_path: Path) -> None:
+    found = []
+    for name, shape in (("shallow", SHALLOW), ("deep", DEEP), ("tiny", TINY)):
+        write_llama(tmp_path / name, shape)
+        write_ids(tmp_path / "ids.pt", shape, 4096)
+        options = PEAKS[caption]
+        data = ("--text", str(tmp_path / "ids.pt"), "--set", f"each-layer.memory={BUDGET}") if options else ()
+        found.append(measured(tmp_path / name, tmp_path / "out", *options, *data)["bytes"])
+    shallow, deep, tiny = found
+    weights = 2 * (DEEP.layers - SHALLOW.layers) * DEEP.layer
+    assert deep - shallow < weights / 5, f"{(deep - shallow) >> 20} MiB more for {weights >> 20} MiB of layers"
+    # One layer in float32, the embedding, the budget for hidden states; a tiny model shows what every process takes.
+    assert deep - tiny < 4 * DEEP.layer + 2 * DEEP.embedding + BUDGET
+
+
+@pytest.mark.slow
+def test_a_killed_conversion_goes_on_after_its_last_layer(tmp_path: Path) -> None:
+    write_llama(tmp_path / "dense", SHALLOW)
+    command = [sys.executable, str(MEASURE), str(tmp_path / "dense"), str(tmp_path / "out"), "--dtype", "bf16"]
+    whole = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    (tmp_path / "out").rename(tmp_path / "whole")
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 300
+    while len(list(tmp_path.glob(".out.moeify-journal/layer-*.safetensors"))) < 2:
+        assert run.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert not (tmp_path / "out").exists()
+    again = json.loads(subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True).stdout)
+    assert again["resumed"] >= 2
+    assert again["by_pass"]["cluster-neurons"] < whole["by_pass"]["cluster-neurons"]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not [path for path in tmp_path.iterdir() if re.match(r"\.out", path.name)]
