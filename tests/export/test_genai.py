@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import moeify
+from converted import converted
 from data.small_tokenizers import byte_level
 from export.stock_models import decoder
 from moeify import api
@@ -127,6 +128,15 @@ def test_files_of_fewer_bits_are_opened(precision: str, folder: Path, tmp_path: 
     report = api.export_genai(folder, tmp_path / "genai", precision=precision)
     assert report.tokens == 16
     assert report.model.precision == precision
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "gpt-j", "opt", "bloom", "falcon", "mistral", "qwen3", "gemma2", "gemma3", "phi3"])
+def test_other_decoders_are_opened(name: str, tmp_path: Path) -> None:
+    zoo, _ = converted(name, top_k=2)
+    report = writing.export_genai(zoo.model, zoo.example, tmp_path / "genai")
+    assert report.files == ("genai_config.json", "model.onnx")
+    assert report.tokens > 0
 
 
 @pytest.fixture
