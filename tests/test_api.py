@@ -138,11 +138,11 @@ def test_bfloat16(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["emoe", "upcycle"])
-def test_a_dry_run_foresees_what_a_conversion_does(recipe: str, folder: Path, data: Path) -> None:
+def test_a_dry_run_foresees_what_a_conversion_does(recipe: str, folder: Path, data: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"recipe": recipe, "calibrate": data, "experts": 4, "top_k": 3}
     plan = moeify.api.plan(folder, **options)
     told: list[Plan] = []
-    done = moeify.convert(folder, **options, planned=told.append)
+    done = moeify.convert(folder, tmp_path / "out", **options, planned=told.append)
     assert told == [plan]
     check_foreseen(recipe, plan, done.report)
     assert plan.grows == (recipe == "upcycle")

@@ -24,10 +24,19 @@ def shelved(layer: MoELayer, path: str, folder: Path) -> MoELayer:
     file = folder / f"weights-{hashlib.sha256(path.encode()).hexdigest()[:16]}.pt"
     part = file.with_suffix(".part")
     try:
-        torch.save(state, part)
+        with part.open("wb") as stream:  # by its path torch would write it with errors of its own, which do not say why
+            torch.save(state, stream)
         part.rename(file)
-    except (OSError, RuntimeError) as error:  # torch's writer has errors of its own for a full disk
-        raise OutputError(f"{folder.parent}: a finished layer cannot be written: {' '.join(str(error).split())}") from error
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"{folder.parent}: a finished layer cannot be written: {_reason(error)}") from error
     layer.load_state_dict(torch.load(file, mmap=True, weights_only=True), assign=True)
     let_go(layer.parameters())
     return layer
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said first: torch's writer stumbles over the rest of a file that could not be written."""
+    first: BaseException | None = error
+    while first is not None and not isinstance(first, OSError):
+        first = first.__context__
+    return (first.strerror if isinstance(first, OSError) else None) or " ".join(str(error).split())
