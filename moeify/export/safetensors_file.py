@@ -41,7 +41,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         for name in order:
             flat = tensors[name].detach().cpu().flatten()
             if flat.numel():
-                file.write(flat.view(torch.uint8).numpy().data)
+                flat.view(torch.uint8).numpy().tofile(file)
             let_go((tensors[name],))
 
 
