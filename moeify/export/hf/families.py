@@ -9,12 +9,6 @@ from typing import Any, Literal
 from moeify.errors import ConversionError
 from moeify.export.hf.shape import StockShape
 
-#: Where gates are to be 1 and a class makes them sum up to 1, the router's weights are made so small that the gates are nearly
-#: equal, and what they weigh is scaled up. A power of two keeps the order of the scores. So far apart may the scores of a token
-#: lie then. The first where scores choose before they become gates; the second where the choice is by probabilities, which are
-#: equal where scores nearly are: the difference between gates is bounded by it, and one choice in some thousand moves.
-BY_SCORES, BY_PROBABILITIES = 2.0**-20, 2.0**-10
-
 Fields = Mapping[str, Any]
 
 
@@ -22,7 +16,7 @@ Fields = Mapping[str, Any]
 class Family:
     """A stock class. target: its model_type; sources: of the dense models whose attention it has.
 
-    gates: (rule, normalised) that it computes as they are. flat: how far apart the scores of a token may lie for gates of 1.
+    gates: (rule, normalised) that it computes as they are; gates of 1 every class comes near to (weights.FLAT).
     shared: widths of a shared expert that it holds: none, any, or multiples of the routed ones'. dense: which layers may stay
     dense. unlike: what the config of a source lacks to fit, or None. fields: of the config, beside those that both have.
     scaled_by_config: a field scales the sum of the gates.
@@ -31,7 +25,6 @@ class Family:
     target: str
     sources: tuple[str, ...]
     gates: tuple[tuple[str, bool], ...]
-    flat: float
     shared: Literal["none", "any", "multiple"]
     dense: Literal["none", "any", "first"]
     unlike: Callable[[Fields], str | None]
@@ -160,15 +153,16 @@ _LLAMAS = ("llama", "mistral")
 
 
 def _rows() -> Iterator[Family]:
-    # Mixtral is the best known. Where experts are added up Granite's is better: it chooses by scores, not by probabilities.
-    yield Family("granitemoe", _LLAMAS, (), BY_SCORES, "none", "none", _windows, _granite)
-    yield Family("mixtral", _LLAMAS, _SOFTMAX, BY_PROBABILITIES, "none", "none", _biases, _mixtral)
-    yield Family("granitemoe", ("granite",), _SOFTMAX, BY_SCORES, "none", "none", _never, _granite)
-    yield Family("granitemoeshared", (*_LLAMAS, "granite"), _SOFTMAX, BY_SCORES, "any", "none", _windows, _granite)
-    yield Family("qwen2_moe", (*_LLAMAS, "qwen2"), _EITHER, BY_PROBABILITIES, "any", "any", _unless_qwen2, _qwen2)
-    yield Family("glm4_moe", _LLAMAS, _SIGMOID, BY_PROBABILITIES, "multiple", "first", _either, _glm4, True)
-    yield Family("qwen3_moe", ("qwen3",), _EITHER, BY_PROBABILITIES, "none", "any", _one_window, _qwen)
-    yield Family("dots1", ("qwen3",), _SIGMOID, BY_PROBABILITIES, "multiple", "first", _never, _deepseek, True)
+    # Mixtral is the best known. Where experts are added up Granite's is better: in transformers it chooses by scores, which are
+    # finer than probabilities.
+    yield Family("granitemoe", _LLAMAS, (), "none", "none", _windows, _granite)
+    yield Family("mixtral", _LLAMAS, _SOFTMAX, "none", "none", _biases, _mixtral)
+    yield Family("granitemoe", ("granite",), _SOFTMAX, "none", "none", _never, _granite)
+    yield Family("granitemoeshared", (*_LLAMAS, "granite"), _SOFTMAX, "any", "none", _windows, _granite)
+    yield Family("qwen2_moe", (*_LLAMAS, "qwen2"), _EITHER, "any", "any", _unless_qwen2, _qwen2)
+    yield Family("glm4_moe", _LLAMAS, _SIGMOID, "multiple", "first", _either, _glm4, True)
+    yield Family("qwen3_moe", ("qwen3",), _EITHER, "none", "any", _one_window, _qwen)
+    yield Family("dots1", ("qwen3",), _SIGMOID, "multiple", "first", _never, _deepseek, True)
 
 
 FAMILIES = tuple(_rows())
