@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import moeify
@@ -109,7 +110,7 @@ def test_convert_writes_it_beside_the_folder(tmp_path: Path) -> None:
     assert "2 of 4 experts of 12 neurons, added up" in card
     assert "with the recipe `emoe`" in card
     assert f"| parameters | {sum(p.numel() for p in load(tmp_path / 'hf').parameters()):,} |" in card
-    assert "| active fraction of the FFNs | 54.2% |" in card
+    assert "| active fraction of the FFNs | 52.8% |" in card
     assert '[[pass.pass]]\nname = "cluster-neurons"' in card
     api.export_hf(tmp_path / "out", tmp_path / "hf", example=(ids(),), force=True)
 
@@ -172,6 +173,25 @@ def test_a_model_without_a_stock_class_is_refused_before_it_is_converted(tmp_pat
         check_source(nn.Sequential(nn.Linear(4, 4)))
     with pytest.raises(UsageError, match="needs an output folder"):
         moeify.convert(dense, experts=4, example=(ids(),), export=("hf",))
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("llama", "upcycle"), ("qwen3", "upcycle")])
+def test_files_are_no_larger_than_asked(name: str, recipe: str, tmp_path: Path) -> None:
+    model = converted(name, recipe, experts=4, config={"tie_word_embeddings": True}).model
+    export_hf(model, (ids(),), tmp_path / "one")
+    export_hf(model, (ids(),), tmp_path / "many", most=6000)
+    assert (tmp_path / "one" / "model.safetensors").is_file()
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text("utf-8"))
+    files = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
+    assert len(files) > 3
+    assert files == sorted(set(index["weight_map"].values()))
+    assert files[-1].endswith(f"-of-{len(files):05d}.safetensors")
+    sizes = {file: sum(tensor.nbytes for tensor in load_file(tmp_path / "many" / file).values()) for file in files}
+    assert max(sizes.values()) <= 6000
+    assert sum(sizes.values()) == index["metadata"]["total_size"]
+    assert distance(load(tmp_path / "one"), load(tmp_path / "many"), ids()) == 0
+    loaded: Any = load(tmp_path / "many")
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
 
 
 def test_a_checkpoint_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,14 @@ MADE: list[tuple[str, str, Any, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "recipe", "options"), [c[1:] for c in MADE], ids=[c[0] for c in MADE])
+#: In the fast tier: experts added up, copies, and a shared expert with sigmoid gates.
+_FAST = ("GraniteMoe of a Llama", "Mixtral of LoRA experts", "GLM4-MoE")
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "options"),
+    [pytest.param(*c[1:], id=c[0], marks=() if c[0] in _FAST else pytest.mark.slow) for c in MADE],
+)
 def test_what_moeify_wrote_comes_back_as_it_was(name: str, recipe: Any, options: dict[str, Any], tmp_path: Path) -> None:
     if recipe is SHARED:
         torch.save(ids(), tmp_path / "ids.pt")
@@ -99,11 +106,12 @@ def foreign(kind: str, **fields: Any) -> nn.Module:
 # caption, model_type, fields, class that the converted model has
 READ: list[tuple[str, str, dict[str, Any], str]] = [
     ("a Mixtral", "mixtral", {"num_local_experts": 4}, "MistralForCausalLM"),
-    ("a GraniteMoe", "granitemoe", {"num_local_experts": 4, "logits_scaling": 2.0, "residual_multiplier": 0.5}, "GraniteForCausalLM"),
+    ("a GraniteMoe", "granitemoe", {"num_local_experts": 4, "logits_scaling": 2.0, "residual_multiplier": 0.5},
+     "GraniteForCausalLM"),
     ("a GraniteMoeShared", "granitemoeshared", {"num_local_experts": 4, "shared_intermediate_size": 20}, "GraniteForCausalLM"),
     ("a Qwen3-MoE", "qwen3_moe", {"num_experts": 4, "mlp_only_layers": [0]}, "Qwen3ForCausalLM"),
-    ("a dots1", "dots1", {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "routed_scaling_factor": 2.5,
-     "norm_topk_prob": True, "n_group": 1, "topk_group": 1}, "Qwen3ForCausalLM"),
+    ("a dots1", "dots1", {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1,
+     "topk_group": 1, "routed_scaling_factor": 2.5, "norm_topk_prob": True}, "Qwen3ForCausalLM"),
 ]  # fmt: skip
 
 
@@ -122,7 +130,8 @@ def test_a_checkpoint_of_somebody_else_is_read_too(kind: str, fields: dict[str, 
 def test_a_mixtral_goes_to_onnx_and_is_measured(tmp_path: Path) -> None:
     foreign("mixtral", num_local_experts=4).save_pretrained(tmp_path / "stock")  # type: ignore[operator]
     api.import_hf(tmp_path / "stock", tmp_path / "back")
-    assert api.export(tmp_path / "back", tmp_path / "model.onnx").layers == 2
+    api.export(tmp_path / "back", tmp_path / "model.onnx")  # compared with the eager model
+    assert (tmp_path / "model.onnx").is_file()
     torch.save(ids(), tmp_path / "ids.pt")
     scores = api.evaluate(tmp_path / "back", tmp_path / "ids.pt").to_json()
     assert scores["scores"]

@@ -27,6 +27,8 @@ def dense_config(fields: Fields, made: Making | None) -> Any:
     kind = _usual(fields) if made is None else made.model_type
     known = AutoConfig.for_model(kind).to_dict()
     given = {name: value for name, value in fields.items() if name in known and name not in OWN}
+    if "head_dim" in known:
+        given["head_dim"] = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
     if kind == "mistral":
         given["sliding_window"] = fields.get("sliding_window")
     if kind == "qwen3" and fields["model_type"] == "qwen3_moe":

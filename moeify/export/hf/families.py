@@ -95,6 +95,11 @@ def _never(source: Fields) -> str | None:
     return None
 
 
+def _head(source: Fields) -> int:
+    """Width of a head of attention: not all classes have a field for it by default, but all read one."""
+    return int(source.get("head_dim") or source["hidden_size"] // source["num_attention_heads"])
+
+
 def _local(shape: StockShape, source: Fields) -> dict[str, Any]:
     """As Mixtral names them; the others' names follow."""
     return {
@@ -107,7 +112,7 @@ def _mixtral(shape: StockShape, source: Fields) -> dict[str, Any]:
 
 
 def _granite(shape: StockShape, source: Fields) -> dict[str, Any]:
-    head = source.get("head_dim") or source["hidden_size"] // source["num_attention_heads"]
+    head = _head(source)
     ones = {"embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0, "attention_multiplier": head**-0.5}
     own = ones if source["model_type"] != "granite" else {}
     shared = {"shared_intermediate_size": shape.shared} if shape.shared else {}
@@ -117,7 +122,7 @@ def _granite(shape: StockShape, source: Fields) -> dict[str, Any]:
 def _qwen(shape: StockShape, source: Fields) -> dict[str, Any]:
     return {
         "num_experts": shape.experts, "num_experts_per_tok": shape.top_k, "moe_intermediate_size": shape.width,
-        "norm_topk_prob": shape.normalize or shape.gates == "one", "decoder_sparse_step": 1,
+        "norm_topk_prob": shape.normalize or shape.gates == "one", "decoder_sparse_step": 1, "head_dim": _head(source),
     }  # fmt: skip
 
 
@@ -136,15 +141,14 @@ def _deepseek(shape: StockShape, source: Fields) -> dict[str, Any]:
     flat = shape.gates == "one"
     return {
         "n_routed_experts": shape.experts, "num_experts_per_tok": shape.top_k, "moe_intermediate_size": shape.width,
-        "n_shared_experts": shape.shared // shape.width, "n_group": 1, "topk_group": 1,
+        "n_shared_experts": shape.shared // shape.width, "n_group": 1, "topk_group": 1, "head_dim": _head(source),
         "norm_topk_prob": shape.normalize or flat, "routed_scaling_factor": float(shape.top_k) if flat else 1.0,
     }  # fmt: skip
 
 
 def _glm4(shape: StockShape, source: Fields) -> dict[str, Any]:
-    head = source.get("head_dim") or source["hidden_size"] // source["num_attention_heads"]
     rope = {**(source.get("rope_parameters") or {}), "partial_rotary_factor": 1.0}
-    return _deepseek(shape, source) | {"use_qk_norm": False, "head_dim": head, "num_mtp_layers": 0, "rope_parameters": rope}
+    return _deepseek(shape, source) | {"use_qk_norm": False, "num_mtp_layers": 0, "rope_parameters": rope}
 
 
 _SOFTMAX, _EITHER = (("softmax", True),), (("softmax", True), ("softmax", False))
