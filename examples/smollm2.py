@@ -32,6 +32,7 @@ def main() -> None:
         recipe="best",
         active=0.75,
         calibrate=real_models.encyclopaedic_text(),
+        tokens=8192,
         export=("torch", "onnx"),
         force=True,
     )
