@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from moeify.api.models import save
 from moeify.api.onnx_source import check_onnx_output, is_onnx
 from moeify.api.planning import Ready, prepare, registry
 from moeify.data.calls import batches_digest
+from moeify.data.heap import large_blocks_apart
 from moeify.errors import ConversionError, UsageError
 from moeify.export.folder import package_versions
 from moeify.export.journal import Journal, journal_beside
@@ -110,9 +111,10 @@ def convert(
             ready.host.shelf = journal.folder
         graph = ready.graph
         dense = dense_opener(source, align, factory=factory, dtype=dtype, device=device, allow_pickle=allow_pickle)
-        report = ready.pipeline.run(
-            graph, ready.data, seed=plan.seed, progress=progress, finished=journal, checkpoint=ready.checkpoints.open
-        )
+        with nullcontext() if journal is None else large_blocks_apart():
+            report = ready.pipeline.run(
+                graph, ready.data, seed=plan.seed, progress=progress, finished=journal, checkpoint=ready.checkpoints.open
+            )
         report = replace(report, notes=(*ready.notes, *report.notes), data=ready.describe_data())
         _check_runs(ready.host)
         if align is not None and calibrate is not None:

@@ -73,6 +73,12 @@ def test_shared_experts_are_held_too(name: str, settings: dict[str, Any], target
     assert distance(done.model, load(tmp_path / "hf"), ids().flip(1)) < bound
 
 
+def test_heads_may_be_wider_than_their_share_of_the_hidden_state(tmp_path: Path) -> None:
+    model = converted("qwen3", "upcycle", {"head_dim": 12}, experts=4).model
+    export_hf(model, (ids(),), tmp_path / "hf")
+    assert distance(model, load(tmp_path / "hf"), ids()) < 1e-5
+
+
 def test_all_experts_on_give_the_dense_model(tmp_path: Path) -> None:
     dense = decoder("llama").eval()
     export_hf(converted("llama", "emoe", experts=4, top_k=4).model, (ids(),), tmp_path / "hf")
