@@ -15,6 +15,7 @@ from moeify.api.arguments import Data, Example, Factory, Source, check_exports, 
 from moeify.api.models import save
 from moeify.api.onnx_source import check_onnx_output, is_onnx
 from moeify.api.planning import Ready, prepare, registry
+from moeify.api.spreading import check_spread, spread
 from moeify.data.calls import batches_digest
 from moeify.errors import ConversionError, UsageError
 from moeify.export.folder import package_versions
@@ -66,6 +67,8 @@ def convert(
     force: bool = False,
     resume: bool = False,
     allow_pickle: bool = False,
+    workers: int | None = None,
+    cluster: str | None = None,
     progress: Progress = no_progress,
     planned: Callable[[Plan], None] | None = None,
 ) -> Conversion:
@@ -79,6 +82,8 @@ def convert(
     (OUTPUT/hf, a stock checkpoint). resume: go on after the
     last layer that a run of the same conversion had finished when it was ended early, if there was one; the result is the same.
     allow_pickle: unpickles a module of other classes than torch.nn's, which runs what the file says.
+    workers: so many processes on this machine share what can be split (docs/many-machines.md); cluster: those of a cluster of
+    Ray do, by its address as ray.init takes it. The result is that of one process on one thread.
     planned: receives the plan (parameters, memory) once the model is read and before anything is computed or written.
 
     Raises UsageError for options that do not fit, before anything is loaded where that can be told; InputError,
@@ -89,6 +94,7 @@ def convert(
     )
     check_exports(export, output, dtype=dtype, device=device)
     check_alignment(align, calibrate)
+    check_spread(workers, cluster, source, plan, calibrate, factory=factory, device=device)
     if is_onnx(source):
         check_onnx_output(align, export)
     if output is not None:
@@ -110,9 +116,11 @@ def convert(
             ready.host.shelf = journal.folder
         graph = ready.graph
         dense = dense_opener(source, align, factory=factory, dtype=dtype, device=device, allow_pickle=allow_pickle)
-        report = ready.pipeline.run(
-            graph, ready.data, seed=plan.seed, progress=progress, finished=journal, checkpoint=ready.checkpoints.open
-        )
+        with spread(workers, cluster, source, ready, factory=factory, dtype=dtype, allow_pickle=allow_pickle) as others:
+            report = ready.pipeline.run(
+                graph, ready.data, seed=plan.seed, progress=progress, finished=journal, checkpoint=ready.checkpoints.open,
+                workers=others,
+            )  # fmt: skip
         report = replace(report, notes=(*ready.notes, *report.notes), data=ready.describe_data())
         _check_runs(ready.host)
         if align is not None and calibrate is not None:
