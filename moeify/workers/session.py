@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from moeify.errors import InputError, MissingExtraError, one_line
 #: process asks the machine's cloud for its name even when both are off: with a proxy that nobody listens on this fails at once.
 _CALM = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TQDM": "0"}
 _LOCAL = {
+    "RAY_worker_niceness": "0",  # the default, 15, is for machines that do something else besides
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's own switch for the loopback address alone, whatever the system
     **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"),
     **dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1,localhost"),
@@ -40,7 +42,8 @@ def ray_session(workers: int | None, cluster: str | None) -> Iterator[None]:
     Raises InputError where the cluster cannot be reached, or Ray does not start.
     """
     with ExitStack() as stack:
-        with _environment({**_CALM, **({} if cluster else _LOCAL)}), _signals_kept():
+        modules = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # what this process finds, workers on it find too
+        with _environment({**_CALM, **({} if cluster else _LOCAL | modules)}), _signals_kept():
             import ray
 
             if not ray.is_initialized():
