@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from moeify.api.onnx_source import check_onnx_output, is_onnx
 from moeify.api.planning import Ready, prepare, registry
 from moeify.api.spreading import check_spread, spread
 from moeify.data.calls import batches_digest
+from moeify.data.heap import large_blocks_apart
 from moeify.errors import ConversionError, UsageError
 from moeify.export.folder import package_versions
 from moeify.export.journal import Journal, journal_beside
@@ -116,7 +117,10 @@ def convert(
             ready.host.shelf = journal.folder
         graph = ready.graph
         dense = dense_opener(source, align, factory=factory, dtype=dtype, device=device, allow_pickle=allow_pickle)
-        with spread(workers, cluster, source, ready, factory=factory, dtype=dtype, allow_pickle=allow_pickle) as others:
+        with (
+            nullcontext() if journal is None else large_blocks_apart(),
+            spread(workers, cluster, source, ready, factory=factory, dtype=dtype, allow_pickle=allow_pickle) as others,
+        ):
             report = ready.pipeline.run(
                 graph, ready.data, seed=plan.seed, progress=progress, finished=journal, checkpoint=ready.checkpoints.open,
                 workers=others,

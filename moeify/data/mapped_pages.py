@@ -10,7 +10,7 @@ import ctypes
 import mmap
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -44,12 +44,6 @@ def let_go(tensors: Iterable[Any]) -> None:
                 _madvise(start, size)
     finally:
         os.close(pagemap)
-
-
-def close_holes() -> None:
-    """Gives back what lies free between the values that are kept: a layer's work leaves much of it (glibc alone does so)."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
 
 
 @contextmanager

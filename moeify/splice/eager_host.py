@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from moeify.data.mapped_pages import close_holes, let_go
+from moeify.data.heap import close_holes
+from moeify.data.mapped_pages import let_go
 from moeify.errors import ConversionError
 from moeify.frontend.loaded import LoadedModel
 from moeify.frontend.match import Found, match

@@ -27,8 +27,9 @@ from moeify.training.align_data import Division, divide
 from moeify.training.align_state import AlignState, StateFile
 from moeify.training.alignment import Aligned, Alignment
 from moeify.training.frozen_routing import frozen_routing, kept_budget
-from moeify.training.output_distance import mean_distance, output_distance
+from moeify.training.output_distance import mean_distance
 from moeify.training.product_precision import products
+from moeify.training.teacher import Teacher
 
 #: So often are the held-out rows looked at, and so many looks in a row that were no better end a run.
 _LOOKS, _PATIENCE = 6, 3
@@ -77,7 +78,7 @@ def _run(
     model: nn.Module, dense: nn.Module, data: Division, trained: list[nn.Parameter], how: Alignment, file: StateFile | None,
     progress: Progress,
 ) -> Aligned:  # fmt: skip
-    optimizer = torch.optim.AdamW(_groups(trained), betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(_groups(trained), betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     started, precise = time.monotonic(), products(how.precision, trained[0])
     found = None if file is None else file.take_up(trained, optimizer)
     if found is None:
@@ -85,12 +86,13 @@ def _run(
             before, kind = mean_distance(dense, model, data.held_out)
         found = AlignState(before, before, kind), _copies(trained)
     state, best = found
-    order, started = data.order(how.seed), started - state.seconds
+    teacher, order, started = Teacher(dense), data.order(how.seed), started - state.seconds
     for _ in range(state.steps):
         next(order)
     while state.done < 1 and state.worse < _PATIENCE:
         with precise():
-            loss = output_distance(dense, model, next(order)).mean
+            number, batch = next(order)
+            loss = teacher.answer(number, batch).distance(model, batch)
         _step(loss, optimizer, how, state.done)
         looks = int(state.done * _LOOKS)
         state = _moved_on(state, how, time.monotonic() - started)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,8 +79,28 @@ def test_what_was_written_to_stays(mapped: dict[str, Tensor]) -> None:
     assert float(a[500, 500]) == 1234.5
 
 
-def test_what_is_in_no_memory_is_left_alone() -> None:
-    let_go((torch.empty(MANY, device="meta"), torch.empty(0), torch.zeros(3), "text", torch.zeros(MANY).to_sparse()))
+#: Stand beside a tensor that is let go of, and hold no pages that could be.
+WITHOUT_PAGES: dict[str, Callable[[Tensor], object]] = {
+    "nothing": lambda mapped: None,
+    "text": lambda mapped: "text",
+    "on the meta device": lambda mapped: torch.empty(MANY, device="meta"),
+    "without numbers": lambda mapped: mapped.new_empty(0, 1 << 30),
+    "a row of the file": lambda mapped: mapped[:1],
+    "sparse": lambda mapped: torch.eye(1024).to_sparse(),
+}
+
+
+@pytest.mark.parametrize("caption", WITHOUT_PAGES)
+def test_what_has_no_pages_is_passed_over(caption: str, mapped: dict[str, Tensor]) -> None:
+    a, b = mapped.values()
+    total = float(a.double().sum()) + float(b.double().sum())
+    other = WITHOUT_PAGES[caption](b)
+    held = resident(a)
+    let_go((other,))
+    assert resident(a) == held, "it has no pages to give back"
+    let_go((other, a))
+    assert resident(a) < held - 3 * MANY, "what comes after it is given back"
+    assert float(a.double().sum()) + float(b.double().sum()) == total
 
 
 def test_each_module_gives_back_its_own_once_it_has_run(mapped: dict[str, Tensor]) -> None:

@@ -56,7 +56,7 @@ def test_held_out_rows_are_never_trained_on() -> None:
     held = {tuple(row["input_ids"][0].tolist()) for row in data.held_out if isinstance(row, dict)}
     order = data.order(seed=0)
     for _ in range(40):
-        batch = next(order)
+        _, batch = next(order)
         assert isinstance(batch, dict)
         assert batch["input_ids"].shape == (2, 16)
         assert not held & set(map(tuple, batch["input_ids"].tolist()))

@@ -1,0 +1,57 @@
+"""Large blocks that are freed are given back, whatever is kept between them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from moeify.data import heap
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other mallocs have rules of their own")
+
+#: Frees large blocks among small ones that stay, and prints how many MiB of 80 went back; in a process of its own, as the
+#: heap of this one has holes of every size, and without torch, which takes its time.
+WORK = """
+import runpy, sys
+from contextlib import nullcontext
+from pathlib import Path
+
+def resident():
+    return int(Path("/proc/self/status").read_text("utf-8").partition("RssAnon:")[2].split()[0]) >> 10
+
+larger = bytearray(20 << 20)
+del larger
+kept = []
+for apart in (runpy.run_path(sys.argv[1])["large_blocks_apart"](), nullcontext()):
+    with apart:
+        large = []
+        for _ in range(10):
+            large.append(bytearray(b"x") * (8 << 20))
+            kept.append(bytearray(b"x") * (2 << 20))
+        before = resident()
+        large.clear()
+        print(before - resident())
+"""
+
+
+def given_back(**environment: str) -> list[int]:
+    """MiB of 80 that went back when they were freed: inside `large_blocks_apart`, and after it."""
+    command = [sys.executable, "-c", WORK, heap.__file__]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **environment})
+    return [int(line) for line in run.stdout.split()]
+
+
+def test_large_blocks_go_back_when_they_are_freed() -> None:
+    inside, afterwards = given_back()
+    assert inside > 75
+    assert afterwards < 20, "afterwards malloc is as it was"
+
+
+def test_what_the_user_has_set_stays() -> None:
+    inside, afterwards = given_back(MALLOC_MMAP_THRESHOLD_=str(32 << 20))
+    assert inside < 20
+    assert afterwards < 20
