@@ -165,7 +165,7 @@ def test_what_a_killed_worker_did_is_done_again(model: Path, workers: RayWorkers
 def test_workers_that_walk_may_die_too(model: Path, workers: RayWorkers, tmp_path: Path) -> None:
     """All of them, as soon as they work."""
     expected = run((), model, None)
-    before, killed = set(ray_processes()), []
+    before, killed = set(ray_processes()), list[int]()
     done = threading.Event()
 
     def kill() -> None:
