@@ -18,6 +18,7 @@ import torch
 import moeify
 from benchmarks.streaming import MEASURE, Shape, measured, write_ids, write_llama
 from cli.test_resume import contents
+from moeify.api.models import open_outline
 from moeify.api.outlook import fit
 from moeify.api.planning import registry
 from moeify.data import mapped_pages
@@ -108,7 +109,7 @@ def test_a_plan_of_what_streams_asks_for_a_layer(dense: Path) -> None:
 
 
 def test_what_works_on_the_whole_model_is_planned_and_refused_as_such(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = moeify.api.open_outline(dense, dtype="bf16")
+    graph = open_outline(dense, dtype="bf16")
 
     def planned(recipe: str, *, to_disk: bool = True, aligned: bool = False) -> Plan:
         found = fit(load_recipe(recipe).build(registry()), graph, 0, "cpu", to_disk=to_disk, aligned=aligned)

@@ -121,7 +121,7 @@ def test_the_native_operator_comes_with_the_folder(folder: Path, eager: Any, tmp
         genai.Model(str(moved))
 
 
-@pytest.mark.parametrize("context", [16, 8])
+@pytest.mark.parametrize("context", [pytest.param(16, marks=pytest.mark.slow), 8])
 def test_a_context_that_is_hardly_longer_than_the_prompt(context: int, tmp_path: Path) -> None:
     model: Any = decoder("llama", max_position_embeddings=context)
     report = writing.export_genai(model, {"input_ids": torch.arange(1, 13)[None]}, tmp_path / "genai")
