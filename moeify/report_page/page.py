@@ -80,7 +80,8 @@ def first_line(contents: Contents) -> tuple[str, str]:
         static = f"{means['static-mask']:.3g}"
         return (
             "good",
-            f"Routing beats a static mask of the same weights: the layers' outputs are off by {error}, its by {static}.",
+            "The conversion beats a static mask of as many weights, none of them fitted anew: the layers' outputs are off by"
+            f" {error}, its by {static}.",
         )
     return "plain", f"The layers do not route: their outputs are off by {error}."
 

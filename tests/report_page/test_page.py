@@ -96,7 +96,7 @@ def told(contents: Contents, **changes: Any) -> tuple[str, str]:
 def test_the_first_line_says_what_matters_most() -> None:
     contents = full()
     tone, text = first_line(contents)
-    assert (tone, text[:40]) == ("good", "Routing beats a static mask of the same ")
+    assert (tone, text[:41]) == ("good", "The conversion beats a static mask of as ")
     assert told(contents, budget=0.3)[0] == "bad"
     assert told(contents, budget=0.3)[1].startswith("Void: on this data a token uses 40.0%")
     assert told(contents, verdict="the conversion loses") == ("bad", "The conversion loses.")
