@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from moeify.api.aligning import align_converted, check_alignment, dense_opener
-from moeify.api.arguments import Data, Example, Factory, Source, check_exports, check_output
+from moeify.api.aligning import align_converted, dense_opener
+from moeify.api.arguments import Data, Example, Factory, Source, check_output
+from moeify.api.ending import check_ending, holds_whole
 from moeify.api.models import save
-from moeify.api.onnx_source import check_onnx_output, is_onnx
 from moeify.api.planning import Ready, prepare, registry
 from moeify.api.spreading import check_spread, spread
 from moeify.data.calls import batches_digest
@@ -93,18 +93,16 @@ def convert(
     plan = configure(
         recipe, experts=experts, top_k=top_k, active=active, layers=layers, tokens=tokens, settings=settings, seed=seed
     )
-    check_exports(export, output, dtype=dtype, device=device)
-    check_alignment(align, calibrate)
+    check_ending(source, output, calibrate, align, export, dtype=dtype, device=device)
     check_spread(workers, cluster, source, plan, calibrate, factory=factory, device=device)
-    if is_onnx(source):
-        check_onnx_output(align, export)
     if output is not None:
         check_output(Path(output), source, force=force)
     with _journal(source, output, resume=resume) as journal:
         progress("loading and tracing", 0, None)
         ready = prepare(
             source, plan, calibrate, tokens, factory=factory, example=example, dtype=dtype, device=device,
-            allow_pickle=allow_pickle, to_disk=output is not None,
+            allow_pickle=allow_pickle, to_disk=output is not None and not holds_whole(export),
+            aligned=align is not None,
         )  # fmt: skip
         if "hf" in export:
             from moeify.export.hf.writing import check_source

@@ -89,13 +89,12 @@ def convert(
             "factory": factory, "example": example, "seed": seed, "dtype": dtype, "device": device,
             "allow_pickle": allow_pickle,
         }  # fmt: skip
+        options["export"] = [name.strip() for name in export.split(",")]
+        options["align"] = None if align is None else Alignment.parse(align)
         if dry_run:
             planned = api.plan(model, **options)
         else:
-            exports = [name.strip() for name in export.split(",")]
-            options |= {"export": exports, "force": force, "resume": resume, "progress": progress}
-            options |= {"workers": workers, "cluster": cluster}
-            options["align"] = None if align is None else Alignment.parse(align)
+            options |= {"force": force, "resume": resume, "progress": progress, "workers": workers, "cluster": cluster}
             done = api.convert(model, output, **options, planned=lambda plan: _show_growth(plan, screen))
     if dry_run:
         _show_plan(planned, screen)
