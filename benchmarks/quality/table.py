@@ -2,8 +2,8 @@
 
 PYTHONPATH=examples python -m benchmarks.quality.table
 
-Perplexity / dense perplexity on the same tokens of each text, and `best` / this recipe on those that both were judged on, each with
-the 95 % interval of a paired bootstrap (scipy, percentile) over stretches of text. Of two rows alike the later counts.
+Perplexity / dense perplexity on the same tokens of each text, and `best` / this recipe on those that both were judged on, each
+with the 95 % interval of a paired bootstrap (scipy, percentile) over stretches of text. Of two rows alike the later counts.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -97,7 +98,7 @@ def render(contents: Contents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "count": count, "figure": figure, "size": size}
+    environment.filters |= {"percent": percent, "count": count, "figure": figure, "size": size, "shell": shlex.quote}
     return environment.get_template("page.html").render(**_names(contents))
 
 

@@ -79,6 +79,12 @@ def test_what_was_not_measured_says_how_to_get_it() -> None:
     assert not full().left_out
 
 
+def test_commands_take_any_name_of_a_folder() -> None:
+    words = " ".join(Reader(render(bare("my moe; rm x"))).text.split())
+    assert "moeify report 'my moe; rm x' --force --data TEXT" in words
+    assert "moeify bench 'my moe; rm x' --json" in words
+
+
 def test_equal_contents_give_equal_text() -> None:
     assert render(full()) == render(full())
 
