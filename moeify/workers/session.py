@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -24,6 +25,8 @@ _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's own switch for the loopback address alone, whatever the system
     **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"),
     **dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1,localhost"),
+    "RAY_AUTH_MODE": "token",  # processes of a session know each other by a word, which Ray would else keep in the home folder
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
 
 

@@ -98,16 +98,14 @@ def test_any_number_of_workers_gives_the_bytes_of_one_process(model: Path, tmp_p
 
 
 def test_the_command_says_nothing_of_ray_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
-    line = (
-        f"convert {model} -o {{}} --factory {FACTORY} --example cli.tiny_models:example --recipe d2dmoe --experts 4 --calibrate"
-    )
-    line += " cli.tiny_models:batches --json"
-    before = set(ray_processes())
+    line = D2DMOE.format(model) + " --json --quiet"
+    before, home = set(ray_processes()), set(os.listdir(Path.home()))
     one, two = (process(line.format(name) + more, tmp_path) for name, more in (("one", ""), ("two", " --workers 2")))
-    assert (two.code, two.err) == (0, one.err)
+    assert (one.code, two.code, one.err, two.err) == (0, 0, "", "")
     assert two.data | {"folder": ""} == one.data | {"folder": ""}
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     assert not set(ray_processes()) - before
+    assert ".ray" not in set(os.listdir(Path.home())) - home
 
 
 @pytest.fixture(scope="module")
@@ -224,25 +222,29 @@ def test_nothing_listens_beyond_this_machine(workers: RayWorkers) -> None:
     assert {host[-8:] for host in hosts} == {loopback} or hosts <= {loopback, "00000000000000000000000001000000"}
 
 
+#: How those who may use the cluster are known.
+AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+
+
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
+def cluster() -> Iterator[tuple[int, int]]:
     """A cluster of one machine that runs by itself: its port, and that of Ray's client."""
-    folder = tempfile.mkdtemp(prefix="moeify-ray-")
-    ports = tuple(_free_port() for _ in range(2))
-    line = (
-        f"start --head --block --num-cpus 2 --port {ports[0]} --ray-client-server-port {ports[1]} --temp-dir {folder}"
-        " --include-dashboard=false --node-ip-address=127.0.0.1"
-    )
-    command = [str(Path(sys.executable).parent / "ray"), *line.split()]
-    with subprocess.Popen(
-        command, env=environment(RAY_USAGE_STATS_ENABLED="0"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as head:
-        try:
-            _wait_for(ports)
-            yield ports[0], ports[1]
-        finally:
-            head.terminate()
-            head.wait(60)
+    ports = _free_port(), _free_port()
+    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
+    calm = environment(RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0", **loopback, **AUTH)
+    with tempfile.TemporaryDirectory(prefix="moeify-ray-", ignore_cleanup_errors=True) as folder:
+        line = (
+            f"start --head --block --num-cpus 2 --port {ports[0]} --ray-client-server-port {ports[1]} --temp-dir {folder}"
+            " --include-dashboard=false"
+        )
+        command = [str(Path(sys.executable).parent / "ray"), *line.split()]
+        with subprocess.Popen(command, env=calm, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
+            try:
+                _wait_for(ports)
+                yield ports
+            finally:
+                head.terminate()
+                head.wait(60)
 
 
 def _free_port() -> int:
@@ -263,11 +265,12 @@ def _wait_for(ports: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{0}", "ray://127.0.0.1:{1}"])
-def test_a_cluster_gives_the_same_bytes(address: str, cluster: tuple[int, int], model: Path, tmp_path: Path) -> None:
-    line = (
-        f"convert {model} -o {{}} --factory {FACTORY} --example cli.tiny_models:example --recipe d2dmoe --experts 4 --calibrate"
-    )
-    line += " cli.tiny_models:batches"
+def test_a_cluster_gives_the_same_bytes(
+    address: str, cluster: tuple[int, int], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in AUTH.items():
+        monkeypatch.setenv(name, value)
+    line = D2DMOE.format(model)
     assert process(line.format("one"), tmp_path).code == 0
     done = process(f"{line.format('two')} --cluster {address.format(*cluster)}", tmp_path)
     assert done.code == 0, done.err
