@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,7 @@ import pytest
 import torch
 
 import moeify
-from benchmarks.streaming import MEASURE, Shape, measured, write_ids, write_llama
+from benchmarks.streaming import Shape, killed, measured, write_ids, write_llama
 from cli.test_resume import contents
 from moeify.data import mapped_pages
 from moeify.export import folder_weights
@@ -106,37 +102,39 @@ def test_a_plan_of_what_streams_asks_for_a_layer(dense: Path) -> None:
 SHALLOW, DEEP = (Shape(hidden=1024, intermediate=2816, layers=layers, vocabulary=4000, heads=8) for layers in (4, 16))
 
 
+@pytest.fixture(scope="module")
+def depths(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("depths")
+    for name, shape in (("shallow", SHALLOW), ("deep", DEEP), ("tiny", TINY)):
+        write_llama(folder / name, shape)
+        write_ids(folder / f"{name}.pt", shape, 1024)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep pages of files until they are short of memory")
-def test_the_peak_of_a_conversion_by_weights_alone_is_that_of_a_layer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens", [None, 256], ids=["by the weights alone", "with calibration"])
+def test_the_peak_of_a_conversion_is_that_of_a_layer(tokens: int | None, depths: Path, tmp_path: Path) -> None:
     found = []
-    for name, shape in (("shallow", SHALLOW), ("deep", DEEP), ("tiny", TINY)):
-        write_llama(tmp_path / name, shape)
-        found.append(measured(tmp_path / name, tmp_path / "out")["bytes"])
+    for name in ("shallow", "deep", "tiny"):
+        data = () if tokens is None else ("--recipe", "markers", "--text", str(depths / f"{name}.pt"), "--tokens", str(tokens))
+        found.append(measured(depths / name, tmp_path / "out", *data)["bytes"])
     shallow, deep, tiny = found
     weights = 2 * (DEEP.layers - SHALLOW.layers) * DEEP.layer
     assert deep - shallow < weights / 5, f"{(deep - shallow) >> 20} MiB more for {weights >> 20} MiB of layers"
     # One layer in float32 and the embedding; a tiny model shows what every process takes.
-    assert deep - tiny < 4 * DEEP.layer + 2 * DEEP.embedding + (64 << 20)
+    assert deep - tiny < 4 * DEEP.layer + 2 * DEEP.embedding + (64 << 20), f"{(deep - tiny) >> 20} MiB"
 
 
 @pytest.mark.slow
-def test_a_killed_conversion_goes_on_after_its_last_layer(tmp_path: Path) -> None:
-    write_llama(tmp_path / "dense", SHALLOW)
-    command = [sys.executable, str(MEASURE), str(tmp_path / "dense"), str(tmp_path / "out"), "--dtype", "bf16"]
-    whole = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    (tmp_path / "out").rename(tmp_path / "whole")
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 300
-    while len(list(tmp_path.glob(".out.moeify-journal/layer-*.safetensors"))) < 2:
-        assert run.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    assert not (tmp_path / "out").exists()
-    again = json.loads(subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True).stdout)
+def test_a_killed_conversion_goes_on_after_its_last_layer(depths: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    whole = measured(depths / "shallow", output)
+    output.rename(tmp_path / "whole")
+    killed(depths / "shallow", output, 2)
+    assert not output.exists()
+    again = measured(depths / "shallow", output, "--resume")
     assert again["resumed"] >= 2
     assert again["by_pass"]["cluster-neurons"] < whole["by_pass"]["cluster-neurons"]
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents(output) == contents(tmp_path / "whole")
     assert not [path for path in tmp_path.iterdir() if re.match(r"\.out", path.name)]

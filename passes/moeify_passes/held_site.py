@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from moeify.data.mapped_pages import as_float32
 from moeify.ir.feed_forward import FeedForward, Weight
 
 #: Bytes that one [chunk, neurons] float32 matrix may take; an FFN holds about four of them at a time.
@@ -39,4 +40,4 @@ def given(weight: Weight, value: Tensor) -> Weight:
 
 
 def _held(weight: Weight) -> Weight:
-    return given(weight, weight.read().float())
+    return given(weight, as_float32(weight.read()))
