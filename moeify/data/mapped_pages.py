@@ -46,14 +46,6 @@ def let_go(tensors: Iterable[Any]) -> None:
         os.close(pagemap)
 
 
-def as_float32(tensor: Tensor) -> Tensor:
-    """The values in float32. Where that is a copy, the pages that it was made of are given back."""
-    found = tensor.float()
-    if found is not tensor:
-        let_go((tensor,))
-    return found
-
-
 @contextmanager
 def read_module_by_module(model: nn.Module) -> Iterator[None]:
     """Inside, each module lets go of its own parameters when it has run; in the end all do."""

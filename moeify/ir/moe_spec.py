@@ -147,7 +147,7 @@ class MoESpec:
         order = self.order
         found = {name: self.weights[name] for name in ROWWISE if name in self.weights}
         dense = {name: handle for name, handle in site.rowwise().items() if name not in found}
-        return found | {name: handle.read()[order] for name, handle in dense.items()}
+        return found | {name: handle.copied(lambda rows: rows[order]) for name, handle in dense.items()}
 
     def active_fraction(self, site: FeedForward, on: float | None = None) -> float:
         """MoEConfig.active_fraction of the layer this spec describes, against the site's dense FFN."""

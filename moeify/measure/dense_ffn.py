@@ -9,7 +9,6 @@ from typing import Protocol, Self
 
 from torch import Tensor, nn
 
-from moeify.data.mapped_pages import as_float32
 from moeify.ir.activations import activation
 from moeify.ir.feed_forward import ROWWISE, FeedForward
 from moeify.ir.moe_config import MoEConfig
@@ -38,7 +37,7 @@ class DenseFFN:
     @classmethod
     def of_site(cls, site: FeedForward) -> Self:
         """The site's weights in float32, on the CPU."""
-        found = {name: as_float32(handle.read()) for name, handle in site.rowwise().items()}
+        found = {name: handle.copied(Tensor.float) for name, handle in site.rowwise().items()}
         bias = None if site.output_bias is None else site.output_bias.read().float()
         return cls(site.activation, Rows(**found), bias)
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moeify.data.mapped_pages import let_go
 from moeify.ir.feed_forward import ROWWISE, FeedForward
 from moeify.ir.moe_spec import MoESpec
 from moeify.ir.token_weights import damped
@@ -111,7 +110,6 @@ class _Built:
 def _judged(site: FeedForward, spec: MoESpec) -> MoELayer:
     """The layer in float32; rows going in stay as they are where their outputs are known already, which spares their copies."""
     layer = MoELayer.from_spec(site, spec).eval()
-    let_go(handle.read() for handle in site.rowwise().values())
     known = ("up", "gate", "up_bias", "gate_bias") if _order(spec) is not None else ()
     for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
         if name not in known:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moeify.data.mapped_pages import let_go
 from moeify.ir.activations import activation
 from moeify.ir.composition import Composition
 from moeify.ir.feed_forward import ROWWISE, FeedForward
@@ -102,7 +101,6 @@ class ExpertRows:
 def expert_rows(site: FeedForward, spec: MoESpec) -> ExpertRows:
     """The experts' matrices. Raises ConversionError where a weight is not finite."""
     found = spec.all_on().tensors(site)
-    let_go(handle.read() for handle in site.rowwise().values())
     tensors = {name: found.pop(name).float() for name in tuple(found)}  # one after another: all of both is a layer more
     return ExpertRows(site.activation, spec.offsets, tensors, None if spec.composed is None else spec.composed.rule)
 

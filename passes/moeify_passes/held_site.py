@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from moeify.data.mapped_pages import as_float32
 from moeify.ir.feed_forward import FeedForward, Weight
 
 #: Bytes that one [chunk, neurons] float32 matrix may take; an FFN holds about four of them at a time.
@@ -40,4 +39,4 @@ def given(weight: Weight, value: Tensor) -> Weight:
 
 
 def _held(weight: Weight) -> Weight:
-    return given(weight, as_float32(weight.read()))
+    return given(weight, weight.copied(Tensor.float))

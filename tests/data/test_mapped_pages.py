@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moeify.data.mapped_pages import as_float32, let_go, read_module_by_module
+from moeify.data.mapped_pages import let_go, read_module_by_module
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell pages of files apart")
 
@@ -64,17 +64,6 @@ def test_views_are_of_their_file_too(view: object, mapped: dict[str, Tensor]) ->
     let_go((view(a),))
     assert resident(a) < held - 2 * MANY
     assert float(a.double().sum()) == total
-
-
-def test_a_float32_copy_gives_back_what_it_was_made_of(tmp_path: Path) -> None:
-    half = torch.randn(MANY, 2, generator=torch.Generator().manual_seed(0)).bfloat16()
-    save_file({"half": half}, tmp_path / "half.safetensors")
-    mapped = load_file(tmp_path / "half.safetensors")["half"]
-    whole = mapped.float()
-    assert resident(mapped) > 3 * MANY
-    assert torch.equal(as_float32(mapped), whole)
-    assert resident(mapped) < MANY
-    assert as_float32(whole) is whole
 
 
 def test_ordinary_memory_keeps_its_values() -> None:
