@@ -16,8 +16,14 @@ import moeify
 from benchmarks.streaming import Shape, killed, measured, write_ids, write_llama
 from cli.test_resume import contents
 from data.test_mapped_pages import resident
+from moeify.api.models import open_outline
+from moeify.api.outlook import fit
+from moeify.api.planning import registry
 from moeify.data import mapped_pages
+from moeify.errors import UsageError
 from moeify.export import folder_weights
+from moeify.pipeline.plan import Plan
+from moeify.pipeline.recipe import load_recipe
 from moeify.splice import eager_host
 
 TINY = Shape(hidden=64, intermediate=192, layers=3, vocabulary=300, heads=4)
@@ -111,6 +117,34 @@ def test_a_plan_of_what_streams_asks_for_a_layer(dense: Path) -> None:
     ffn = 3 * TINY.hidden * TINY.intermediate
     assert 8 * ffn <= streamed.peak_memory < 9 * ffn
     assert held.peak_memory > 4 * (held.parameters_before + held.parameters_after)
+
+
+def test_what_works_on_the_whole_model_is_planned_and_refused_as_such(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = open_outline(dense, dtype="bf16")
+
+    def planned(recipe: str, *, to_disk: bool = True, aligned: bool = False) -> Plan:
+        found = fit(load_recipe(recipe).build(registry()), graph, 0, "cpu", to_disk=to_disk, aligned=aligned)
+        assert found is not None
+        return found
+
+    streamed, fitted, aligned = planned("markers"), planned("fast"), planned("markers", aligned=True)
+    whole = 2 * (streamed.parameters_before + streamed.parameters_after)
+    assert streamed.peak_memory < whole / 2
+    assert fitted.peak_memory - streamed.peak_memory > 8 * TINY.intermediate**2
+    assert aligned.peak_memory > whole + 20 * sum(layer.parameters_after for layer in aligned.layers)
+    assert planned("markers", to_disk=False).peak_memory > whole
+    assert planned("llama-moe").peak_memory > whole
+    monkeypatch.setattr("moeify.pipeline.memory.machine_memory", lambda: streamed.weights - 1)
+    planned("markers")
+    with pytest.raises(UsageError, match=r"the converted weights take .* and this machine has"):
+        planned("markers", aligned=True)
+
+
+def test_a_dry_run_counts_exports(dense: Path) -> None:
+    found = moeify.api.plan(dense, experts=4, dtype="bf16", export=("torch", "hf"))
+    assert found.peak_memory > 2 * (found.parameters_before + found.parameters_after)
+    with pytest.raises(UsageError, match="aligning needs text"):
+        moeify.api.plan(dense, experts=4, align=moeify.Alignment(minutes=1))
 
 
 #: Of one shape in two depths: what scales with the model shows in the difference.

@@ -17,7 +17,7 @@ TOWER = (
     ("moeify_passes",),
     (
         "moeify.frontend", "moeify.pipeline", "moeify.splice", "moeify.export", "moeify.runtime", "moeify.measure",
-        "moeify.speed", "moeify.training", "moeify.report_page",
+        "moeify.speed", "moeify.training", "moeify.report_page", "moeify.workers",
     ),
     ("moeify.data", "moeify.layers"),
     ("moeify.ir",),
@@ -39,6 +39,7 @@ EXTRAS = (
     "scipy",
     "pymetis",
     "matplotlib",
+    "ray",
 )
 
 #: The host's world, which passes know nothing of.

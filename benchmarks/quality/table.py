@@ -2,8 +2,8 @@
 
 PYTHONPATH=examples python -m benchmarks.quality.table
 
-Perplexity / dense perplexity on the same windows of each text, with the interval that `best` / this recipe lies in: 95 % of a
-paired bootstrap over windows (scipy, percentile), on the windows that both were judged on. Of two rows alike the later counts.
+Perplexity / dense perplexity on the same tokens of each text, and `best` / this recipe on those that both were judged on, each
+with the 95 % interval of a paired bootstrap (scipy, percentile) over stretches of text. Of two rows alike the later counts.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from benchmarks.quality.texts import JUDGED
 RESULTS = Path(__file__).parent / "results.jsonl"
 #: Tokens of a window whose losses are summed: its first token is not predicted.
 PREDICTED = 511
+#: Windows of a stretch, about the length of a document and a half: losses of neighbours are alike, and must be drawn together.
+STRETCH = 4
 Row = dict[str, Any]
 Floats = NDArray[np.float64]
 
@@ -40,9 +42,11 @@ def tables(rows: Iterable[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def ratio_interval(best: Floats, other: Floats, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of perplexity(best) / perplexity(other), of the mean losses of each window, [windows]."""
-    test = stats.bootstrap((best - other,), np.mean, method="percentile", n_resamples=9999, rng=np.random.default_rng(seed))
+def ratio_interval(one: Floats, other: Floats, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of perplexity(one) / perplexity(other), of the mean losses of each window, [windows]."""
+    whole = len(one) // STRETCH * STRETCH
+    stretches = (one - other)[:whole].reshape(-1, STRETCH).mean(1)
+    test = stats.bootstrap((stretches,), np.mean, method="percentile", n_resamples=9999, rng=np.random.default_rng(seed))
     return float(np.exp(test.confidence_interval.low)), float(np.exp(test.confidence_interval.high))
 
 
@@ -61,17 +65,18 @@ def _line(row: Row, dense: Row, best: Row | None) -> str:
     cells = [f"{row['active']:.2f}", " ".join([f"`{row['recipe']}`", *row["settings"]]), f"{row['calibration tokens']:,}"]
     for title in JUDGED:
         own = _losses(row, title)
-        cells.append(f"{np.exp((own - _losses(dense, title)[: len(own)]).mean()):.3f}")
-        if best is None or best is row:
-            cells.append("-")
-            continue
-        other = _losses(best, title)
-        common = min(len(own), len(other))
-        low, high = ratio_interval(other[:common], own[:common])
-        cells.append(f"{low:.3f} to {high:.3f}")
+        cells.append(_ratio(own, _losses(dense, title)))
+        cells.append("-" if best is None or best is row else _ratio(_losses(best, title), own))
     fractions = [row["texts"][title]["active"] for title in JUDGED]
     cells.append(", ".join("-" if value is None else f"{value:.3f}" for value in fractions))
     return "| " + " | ".join([*cells, str(row["seconds"]["cpu"]), row["commit"]]) + " |"
+
+
+def _ratio(one: Floats, other: Floats) -> str:
+    """On the windows that both were judged on, with its interval."""
+    common = min(len(one), len(other))
+    low, high = ratio_interval(one[:common], other[:common])
+    return f"{np.exp((one[:common] - other[:common]).mean()):.3f} ({low:.3f} to {high:.3f})"
 
 
 def _losses(row: Row, title: str) -> Floats:

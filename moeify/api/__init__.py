@@ -4,6 +4,7 @@ from moeify.api.afterwards import evaluate, export, export_genai, export_hf
 from moeify.api.benchmarking import bench, bench_layers
 from moeify.api.conversion import Conversion, convert
 from moeify.api.dense import Dense, to_dense
+from moeify.api.importing import Import, import_hf
 from moeify.api.inspecting import inspect
 from moeify.api.models import load, open_model, resave, save
 from moeify.api.planning import plan, registry
@@ -16,6 +17,7 @@ from moeify.pipeline.plan import Plan
 __all__ = [
     "Conversion",
     "Dense",
+    "Import",
     "Inspection",
     "Plan",
     "PrunedLayer",
@@ -28,6 +30,7 @@ __all__ = [
     "export",
     "export_genai",
     "export_hf",
+    "import_hf",
     "inspect",
     "load",
     "open_model",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from moeify.api.arguments import Data, Example, Factory, Source, dense_model, device_of, example_of, open_batches
 from moeify.errors import UsageError
 from moeify.pipeline.context import Progress, no_progress
+from moeify.pipeline.size import parse_size
 
 if TYPE_CHECKING:
     from moeify.export.genai.report import GenaiReport
@@ -101,6 +102,7 @@ def export_hf(
     factory: Factory | None = None,
     example: Example | None = None,
     lossy: bool = False,
+    max_shard_size: int | str = "4GB",
     force: bool = False,
     allow_pickle: bool = False,
     progress: Progress = no_progress,
@@ -108,19 +110,21 @@ def export_hf(
     """Writes a converted decoder as a folder that plain transformers loads as one of its Mixture-of-Experts classes, once that
     has chosen the same experts and given the same outputs (docs/stock-checkpoints.md).
 
-    lossy: leave out what no class holds. Raises ConversionError where no class holds the model, with the reason; InputError and
-    OutputError as their words say.
+    lossy: leave out what no class holds. max_shard_size: of a file of weights, bytes or such as "4GB". Raises ConversionError
+    where no class holds the model, with the reason; InputError and OutputError as their words say.
     """
     from moeify.export.atomic import check_target
     from moeify.export.folder import load_folder
     from moeify.export.hf import writing
 
+    most = parse_size(max_shard_size, "max_shard_size")
     check_target(Path(output), force=force)
     found = load_folder(Path(folder), factory=factory, allow_pickle=allow_pickle)
     progress("writing the stock checkpoint", 0, None)
     return writing.export_hf(
-        found.model, example_of(found, example), Path(output), tokenizer=found.tokenizer, lossy=lossy, force=force
-    )
+        found.model, example_of(found, example), Path(output), tokenizer=found.tokenizer, lossy=lossy, force=force, most=most,
+        told=writing.Told.of(Path(folder)),
+    )  # fmt: skip
 
 
 def export_genai(

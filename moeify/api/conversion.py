@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from moeify.api.aligning import align_converted, check_alignment, dense_opener
-from moeify.api.arguments import Data, Example, Factory, Source, check_exports, check_output
+from moeify.api.aligning import align_converted, dense_opener
+from moeify.api.arguments import Data, Example, Factory, Source, check_output
+from moeify.api.ending import check_ending, holds_whole
 from moeify.api.models import save
-from moeify.api.onnx_source import check_onnx_output, is_onnx
 from moeify.api.planning import Ready, prepare, registry
+from moeify.api.spreading import check_spread, spread
 from moeify.data.calls import batches_digest
 from moeify.data.heap import large_blocks_apart
 from moeify.errors import ConversionError, UsageError
@@ -67,6 +68,8 @@ def convert(
     force: bool = False,
     resume: bool = False,
     allow_pickle: bool = False,
+    workers: int | None = None,
+    cluster: str | None = None,
     progress: Progress = no_progress,
     planned: Callable[[Plan], None] | None = None,
 ) -> Conversion:
@@ -80,6 +83,8 @@ def convert(
     (OUTPUT/hf, a stock checkpoint). resume: go on after the
     last layer that a run of the same conversion had finished when it was ended early, if there was one; the result is the same.
     allow_pickle: unpickles a module of other classes than torch.nn's, which runs what the file says.
+    workers: so many processes on this machine share what can be split (docs/many-machines.md); cluster: those of a cluster of
+    Ray do, by its address as ray.init takes it. The result is that of one process on one thread.
     planned: receives the plan (parameters, memory) once the model is read and before anything is computed or written.
 
     Raises UsageError for options that do not fit, before anything is loaded where that can be told; InputError,
@@ -88,17 +93,16 @@ def convert(
     plan = configure(
         recipe, experts=experts, top_k=top_k, active=active, layers=layers, tokens=tokens, settings=settings, seed=seed
     )
-    check_exports(export, output, dtype=dtype, device=device)
-    check_alignment(align, calibrate)
-    if is_onnx(source):
-        check_onnx_output(align, export)
+    check_ending(source, output, calibrate, align, export, dtype=dtype, device=device)
+    check_spread(workers, cluster, source, plan, calibrate, factory=factory, device=device)
     if output is not None:
         check_output(Path(output), source, force=force)
     with _journal(source, output, resume=resume) as journal:
         progress("loading and tracing", 0, None)
         ready = prepare(
             source, plan, calibrate, tokens, factory=factory, example=example, dtype=dtype, device=device,
-            allow_pickle=allow_pickle, to_disk=output is not None,
+            allow_pickle=allow_pickle, to_disk=output is not None and not holds_whole(export),
+            aligned=align is not None,
         )  # fmt: skip
         if "hf" in export:
             from moeify.export.hf.writing import check_source
@@ -111,10 +115,14 @@ def convert(
             ready.host.shelf = journal.folder
         graph = ready.graph
         dense = dense_opener(source, align, factory=factory, dtype=dtype, device=device, allow_pickle=allow_pickle)
-        with nullcontext() if journal is None else large_blocks_apart():
+        with (
+            nullcontext() if journal is None else large_blocks_apart(),
+            spread(workers, cluster, source, ready, factory=factory, dtype=dtype, allow_pickle=allow_pickle) as others,
+        ):
             report = ready.pipeline.run(
-                graph, ready.data, seed=plan.seed, progress=progress, finished=journal, checkpoint=ready.checkpoints.open
-            )
+                graph, ready.data, seed=plan.seed, progress=progress, finished=journal, checkpoint=ready.checkpoints.open,
+                workers=others,
+            )  # fmt: skip
         report = replace(report, notes=(*ready.notes, *report.notes), data=ready.describe_data())
         _check_runs(ready.host)
         if align is not None and calibrate is not None:

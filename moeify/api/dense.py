@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from moeify.measure.divergence import Divergence
 
 
+_GRAPH = "is of an ONNX file, whose graph is not made dense again: take the dense file that it was converted from"
+
+
 @dataclass(frozen=True)
 class DenseLayer:
     """One FFN that is dense again.
@@ -112,7 +115,10 @@ def to_dense(
 def _check_module(model: nn.Module, target: Path | None, *, force: bool) -> None:
     from moeify.export.dense import check_dense_target
     from moeify.frontend.load_module import class_path
+    from moeify.frontend.onnx.model import OnnxModel
 
+    if isinstance(model, OnnxModel):
+        raise UsageError(f"the model {_GRAPH}")
     if target is not None:
         check_dense_target(target, class_path(model), force=force)
 
@@ -125,6 +131,8 @@ def _check_folder(folder: Path, target: Path | None, strategy: Gathering, *, for
     from moeify.splice.densify import check_gathering
 
     manifest = read_manifest(folder)
+    if manifest.source.kind == "onnx":
+        raise UsageError(f"{folder}: {_GRAPH}")
     if target is not None:
         check_apart(target, folder)
         check_dense_target(target, manifest.source.model_class, force=force)

@@ -111,10 +111,10 @@ def save(
             progress("exporting ONNX", 0, None)
             export_onnx(host.model, host.example, folder / "model.onnx")
         if "hf" in export:
-            from moeify.export.hf.writing import export_hf
+            from moeify.export.hf.writing import Told, export_hf
 
             progress("writing the stock checkpoint", 0, None)
-            export_hf(host.model, host.example, folder / "hf", tokenizer=host.loaded.tokenizer)
+            export_hf(host.model, host.example, folder / "hf", tokenizer=host.loaded.tokenizer, told=Told.of(folder))
 
     progress("writing", 0, None)
     return save_folder(host.model, entries, host.loaded, text, report.to_json(), Path(output), force=force, also=also)

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from moeify.api.arguments import Example, Factory, Source, dtype_of
-from moeify.ir.facts import FeedForwards
+from moeify.ir.facts import FeedForwards, NeuronImportance
 from moeify.ir.model_graph import ModelGraph
 from moeify.pipeline.memory import check_memory
 from moeify.pipeline.pipeline import Pipeline, flatten
@@ -18,7 +18,7 @@ from moeify.splice.eager_host import EagerHost
 
 def check_outlook(
     pipeline: Pipeline, source: Source, *, factory: Factory | None, example: Example | None, dtype: str, device: str,
-    to_disk: bool,
+    to_disk: bool, aligned: bool = False,
 ) -> None:  # fmt: skip
     """Raises UsageError where a pass does not fit a site, or the converted weights do not fit into the memory.
 
@@ -29,14 +29,17 @@ def check_outlook(
         return
     graph = _outline(source, factory, example, dtype)
     if graph is not None:
-        fit(pipeline, graph, 0, device, to_disk=to_disk)
+        fit(pipeline, graph, 0, device, to_disk=to_disk, aligned=aligned)
 
 
-def fit(pipeline: Pipeline, graph: ModelGraph, tokens: int, device: str, *, to_disk: bool) -> Plan | None:
+def fit(
+    pipeline: Pipeline, graph: ModelGraph, tokens: int, device: str, *, to_disk: bool, aligned: bool = False
+) -> Plan | None:
     """Finds the sites that the pipeline works on and plans what becomes of them; None where there are none.
 
-    tokens: of calibration data. to_disk: the converted model is written to a folder, so that what lies in files need not be in
-    memory. Raises UsageError where options do not fit a site, or weights do not fit into the memory.
+    tokens: of calibration data. to_disk: the converted model is written to a folder and to nothing else, so that what lies in
+    files need not be in memory. aligned: an alignment follows, which takes the whole model. Raises UsageError where options do
+    not fit a site, or weights do not fit into the memory.
     """
     Pipeline(tuple(step for step in pipeline.passes if FeedForwards in step.gives)).run(graph)
     if not graph.sites:
@@ -44,9 +47,10 @@ def fit(pipeline: Pipeline, graph: ModelGraph, tokens: int, device: str, *, to_d
     for site in graph.sites:
         foresee(pipeline.passes, site)
     parameters = list(graph.model.parameters())
-    streamed = to_disk and device.startswith("cpu") and isinstance(graph.host, EagerHost) and graph.host.loaded.mapped
+    layerwise = to_disk and not aligned and not any(NeuronImportance in step.gives for step in flatten(pipeline.passes))
+    streamed = layerwise and device.startswith("cpu") and isinstance(graph.host, EagerHost) and graph.host.loaded.mapped
     count, size = sum(p.numel() for p in parameters), parameters[0].element_size()
-    plan = make_plan(pipeline.passes, graph, count, size, tokens, streamed=streamed)
+    plan = make_plan(pipeline.passes, graph, count, size, tokens, streamed=streamed, aligned=aligned)
     if streamed:
         check_memory(size * max((layer.parameters_after for layer in plan.layers), default=0), device, " a layer")
     else:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moeify.api.arguments import Data, Example, Factory, Source, open_batches
+from moeify.api.ending import check_ending, holds_whole
 from moeify.api.models import open_model, open_outline
 from moeify.api.onnx_source import check_onnx_passes, is_onnx
 from moeify.api.outlook import check_outlook, fit
@@ -23,6 +24,9 @@ from moeify.pipeline.plan import Plan
 from moeify.pipeline.recipe import Recipe
 from moeify.pipeline.registry import Registry, make_registry
 from moeify.splice.eager_host import EagerHost
+
+if TYPE_CHECKING:
+    from moeify.training.alignment import Alignment
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,35 +72,40 @@ def plan(
     dtype: str = "fp32",
     device: str = "cpu",
     allow_pickle: bool = False,
+    align: Alignment | None = None,
+    export: Sequence[str] = ("torch",),
 ) -> Plan:
     """What `convert` to a folder with the same options would do, without doing it, and without reading weights where it can.
 
     Raises what `convert` raises before it computes, but for what is wrong with weights that were not read.
     """
+    check_ending(source, "", calibrate, align, export, dtype=dtype, device=device)
     wanted = configure(
         recipe, experts=experts, top_k=top_k, active=active, layers=layers, tokens=tokens, settings=settings, seed=seed
     )
     return prepare(
         source, wanted, calibrate, tokens, factory=factory, example=example, dtype=dtype, device=device,
-        allow_pickle=allow_pickle, to_disk=True, weights=False,
+        allow_pickle=allow_pickle, to_disk=not holds_whole(export), aligned=align is not None, weights=False,
     ).plan  # fmt: skip
 
 
 def prepare(
     source: Source, recipe: Recipe, calibrate: Data | None, tokens: int | None, *, factory: Factory | None,
-    example: Example | None, dtype: str, device: str, allow_pickle: bool, to_disk: bool,
+    example: Example | None, dtype: str, device: str, allow_pickle: bool, to_disk: bool, aligned: bool = False,
     weights: bool = True,
 ) -> Ready:  # fmt: skip
     """Raises UsageError, as early as can be told, where options do not fit together or do not fit a site; InputError for a
     model or data that cannot be read, and for a model without a feed-forward network that can be converted.
 
-    weights: without them as much is read as a plan needs. to_disk: as in `fit`."""
+    weights: without them as much is read as a plan needs. to_disk, aligned: as in `fit`."""
     pipeline = _build(recipe, calibrate, tokens)
     if is_onnx(source):
         check_onnx_passes(flatten(pipeline.passes), dtype, device)
     check_same_shapes(source, _checkpoints(pipeline))
     if weights:
-        check_outlook(pipeline, source, factory=factory, example=example, dtype=dtype, device=device, to_disk=to_disk)
+        check_outlook(
+            pipeline, source, factory=factory, example=example, dtype=dtype, device=device, to_disk=to_disk, aligned=aligned
+        )
     graph = (open_model if weights else open_outline)(
         source, factory=factory, example=example, dtype=dtype, device=device, allow_pickle=allow_pickle
     )  # fmt: skip
@@ -106,7 +115,7 @@ def prepare(
     looked_at = calibration_tokens(steps)
     read = calibrate is not None and (looked_at is not None or not any(getattr(step, "grows", False) for step in steps))
     limit = (looked_at or 0) + judging_tokens(looked_at) if read else 0
-    planned = fit(pipeline, graph, limit, device, to_disk=to_disk)
+    planned = fit(pipeline, graph, limit, device, to_disk=to_disk, aligned=aligned)
     if planned is None:
         raise InputError(_nothing_found(graph))
     others = OtherCheckpoints(host.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from moeify.cli.convert import convert
 from moeify.cli.dense import dense
 from moeify.cli.evaluate import evaluate
 from moeify.cli.export import export
+from moeify.cli.import_ import import_
 from moeify.cli.inspect import inspect
 from moeify.cli.passes import passes
 from moeify.cli.recipes import recipes
@@ -19,7 +21,7 @@ from moeify.cli.report import report
 from moeify.cli.sweep import sweep
 from moeify.errors import UsageError
 
-COMMANDS = (convert, inspect, evaluate, bench, sweep, report, dense, passes, recipes, export)
+COMMANDS = (convert, inspect, evaluate, bench, sweep, report, dense, passes, recipes, export, import_)
 
 
 def _version(wanted: bool) -> None:
@@ -36,7 +38,7 @@ def _root(
 ) -> None:
     """Turns a trained dense model into a Mixture-of-Experts model."""
     if context.invoked_subcommand is None:
-        names = ", ".join(command.__name__ for command in COMMANDS)
+        names = ", ".join(_name(command) for command in COMMANDS)
         raise UsageError(f"no command given: choose one of {names}, or run moeify --help")
 
 
@@ -51,5 +53,10 @@ def make_app() -> typer.Typer:
     )
     app.callback()(_root)
     for command in COMMANDS:
-        app.command(command.__name__)(command)
+        app.command(_name(command))(command)
     return app
+
+
+def _name(command: Callable[..., None]) -> str:
+    """That of its function; `import_` is one that Python has no name for."""
+    return command.__name__.rstrip("_")

@@ -62,6 +62,14 @@ def convert(
         bool, typer.Option("--resume", help="Go on with the same conversion, ended early, after the last layer it finished.")
     ] = False,
     allow_pickle: AllowPickle = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", parser=at_least(1), help="Processes that share the work where layers go by the dense model."),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="A cluster of Ray to share it, instead: auto, HOST:PORT or ray://HOST:PORT."),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -81,12 +89,12 @@ def convert(
             "factory": factory, "example": example, "seed": seed, "dtype": dtype, "device": device,
             "allow_pickle": allow_pickle,
         }  # fmt: skip
+        options["export"] = [name.strip() for name in export.split(",")]
+        options["align"] = None if align is None else Alignment.parse(align)
         if dry_run:
             planned = api.plan(model, **options)
         else:
-            exports = [name.strip() for name in export.split(",")]
-            options |= {"export": exports, "force": force, "resume": resume, "progress": progress}
-            options["align"] = None if align is None else Alignment.parse(align)
+            options |= {"force": force, "resume": resume, "progress": progress, "workers": workers, "cluster": cluster}
             done = api.convert(model, output, **options, planned=lambda plan: _show_growth(plan, screen))
     if dry_run:
         _show_plan(planned, screen)

@@ -29,6 +29,7 @@ def export(
     ] = "auto",
     tokens: Annotated[str, typer.Option(metavar="N,N", help="Tokens of the calls that auto chooses for.")] = "1,128",
     lossy: Annotated[bool, typer.Option("--lossy", help="Of hf: leave out what no stock class holds.")] = False,
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of hf: of a file of weights, such as 4GB.")] = "4GB",
     factory: Factory = None,
     example: Example = None,
     force: Force = False,
@@ -44,12 +45,14 @@ def export(
 
         if lossy and to != "hf":
             raise UsageError("--lossy is for --to hf: an ONNX file holds all of a model")
+        if max_shard_size != "4GB" and to != "hf":
+            raise UsageError("--max-shard-size is for --to hf")
         if precision != "fp32" and to == "hf":
             raise UsageError("--precision is for --to onnx and genai: a folder of hf keeps the weights as they are")
         given: dict[str, Any] = {"factory": factory, "example": example, "force": force, "allow_pickle": allow_pickle}
         report: OnnxReport | GenaiReport | HfReport
         if to == "hf":
-            report = api.export_hf(folder, output, lossy=lossy, progress=progress, **given)
+            report = api.export_hf(folder, output, lossy=lossy, max_shard_size=max_shard_size, progress=progress, **given)
         else:
             options: dict[str, Any] = {"precision": precision, "lowering": lowering, "tokens": _counts(tokens)}
             if to == "genai":

@@ -129,6 +129,7 @@ def load_folder(
         raise InputError(f"{folder / NAME}: field digests lacks moeify.safetensors; convert the model again")
     verify_files(folder, manifest.digests)
     if manifest.source.kind == "onnx":
+        _check_of_graph(folder, dtype, device)
         found = open_onnx_folder(folder, manifest, example := read_assumed(folder))
         return LoadedFolder(found.eval(), manifest, read_tokenizer(folder), example, _budget(folder))
     kind = dtype or manifest.dtype
@@ -140,6 +141,14 @@ def load_folder(
         if tensor.is_meta:
             raise InputError(f"{folder}: {name} of the {type(model).__name__} is in no file; give a factory that computes it")
     return LoadedFolder(model.to(device).eval(), manifest, read_tokenizer(folder), read_assumed(folder), _budget(folder))
+
+
+def _check_of_graph(folder: Path, dtype: torch.dtype | None, device: str) -> None:
+    if dtype not in (None, torch.float32):
+        kind = str(dtype).removeprefix("torch.")
+        raise InputError(f"{folder}: is of an ONNX file, which runs in float32, not in {kind}: leave out dtype")
+    if not device.startswith("cpu"):
+        raise InputError(f"{folder}: is of an ONNX file, which runs on the CPU: leave out device {device}")
 
 
 def verify_files(folder: Path, digests: Mapping[str, str]) -> None:

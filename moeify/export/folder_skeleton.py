@@ -96,18 +96,23 @@ def _known_class(transformers: Any, folder: Path, info: SourceInfo) -> Any:
 
 
 def _from_config(transformers: Any, cls: Any, source: Path, dtype: torch.dtype) -> nn.Module:
+    model: Any = empty_model(cls, transformers.AutoConfig.from_pretrained(source, **_SAFE), dtype)
+    if (source / "generation_config.json").is_file() and hasattr(model, "generation_config"):
+        model.generation_config = transformers.GenerationConfig.from_pretrained(source, local_files_only=True)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def empty_model(cls: Any, config: Any, dtype: torch.dtype) -> Any:
+    """A model of transformers with parameters on the meta device. Raises MissingExtraError without accelerate."""
     try:
         from accelerate import init_empty_weights
     except ImportError as error:
         raise MissingExtraError("accelerate", "hf", "opening a converted Hugging Face model") from error
-    config = transformers.AutoConfig.from_pretrained(source, **_SAFE)
     # Buffers stay real: those that no file holds (rotary frequencies, positions) are computed while the model is built.
     with default_dtype(dtype), torch.random.fork_rng(devices=[]):
         with init_empty_weights(include_buffers=False):
-            model: Any = cls(config)
+            model = cls(config)
         if any(buffer.is_meta for buffer in model.buffers()):
             model = cls(config)  # its buffers are computed from its parameters
-    if (source / "generation_config.json").is_file() and hasattr(model, "generation_config"):
-        model.generation_config = transformers.GenerationConfig.from_pretrained(source, local_files_only=True)
-    assert isinstance(model, nn.Module)
     return model

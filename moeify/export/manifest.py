@@ -63,7 +63,12 @@ def read_manifest(folder: Path) -> Manifest:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         reason = "is not an output folder of moeify (no moeify.json in it)" if folder.is_dir() else "there is no such folder"
-        raise InputError(f"{folder}: {reason}; give one that moeify convert wrote") from error
+        hint = (
+            "moeify import reads a stock checkpoint as one"
+            if (folder / "config.json").is_file()
+            else "give one that moeify convert wrote"
+        )
+        raise InputError(f"{folder}: {reason}; {hint}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: is damaged ({' '.join(str(error).split())}); convert the model again") from error
     return parse_manifest(data, str(path))

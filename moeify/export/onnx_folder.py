@@ -50,7 +50,7 @@ def open_onnx_folder(folder: Path, manifest: Manifest, example: Batch | None) ->
     if NAME not in manifest.digests or not isinstance(example, dict):
         raise InputError(f"{folder}: lacks {NAME}, or the batch that it was tried on; convert the model again")
     graph = read_onnx(path)
-    model = OnnxModel(graph, Ports.of(graph, str(path)))
+    model = OnnxModel(graph, Ports.of(graph, str(path), named=example))
     regions = {}
     for name, entry in manifest.layers.items():
         found = regions_of(graph.graph, entry.rewrite)
@@ -59,7 +59,7 @@ def open_onnx_folder(folder: Path, manifest: Manifest, example: Batch | None) ->
         regions[name] = found
     channels = frozenset(name for name, entry in manifest.layers.items() if entry.rewrite.channels)
     cut(model, regions, channels, all_values(model, example, str(path), given=True))
-    stored = read_safetensors(folder / WEIGHTS)
+    stored = read_safetensors(folder / WEIGHTS, may_be_empty=True)  # without a router all stands in model.onnx
     for name, entry in manifest.layers.items():
         model.install(name, _layer(name, entry, graph, stored, path))
     return model

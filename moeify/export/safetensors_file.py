@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +26,9 @@ TYPES = {
 }  # fmt: skip
 
 
-def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """tensors: contiguous, on any device. Those that lie in mapped files are let go one after another.
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
+    """tensors: contiguous, on any device. Those that lie in mapped files are let go one after another. about: the file's
+    metadata.
 
     Raises OutputError for a type that the format does not hold; OSError where the disk takes no more.
     """
@@ -37,7 +39,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
             raise OutputError(f"{path.name}: cannot be written: {name} holds numbers of type {kind}; cast the model first")
     order = sorted(tensors, key=lambda name: (ranks[tensors[name].dtype], name))
     with path.open("wb") as file:
-        file.write(_header({name: tensors[name] for name in order}))
+        file.write(_header({name: tensors[name] for name in order}, about))
         for name in order:
             flat = tensors[name].detach().cpu().flatten()
             if flat.numel():
@@ -45,8 +47,9 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
             let_go((tensors[name],))
 
 
-def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    end, table = 0, {}
+def _header(tensors: Mapping[str, Tensor], about: Mapping[str, str] | None) -> bytes:
+    end = 0
+    table: dict[str, Any] = {} if about is None else {"__metadata__": dict(about)}
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
         table[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}

@@ -77,6 +77,7 @@ def _with_added_bias(projection: Projection, weights: Weights) -> Projection:
         if op_name(user) == "add" and len(user.args) == 2 and not user.kwargs:
             other = user.args[1] if user.args[0] is node else user.args[0]
             bias = weights.vector(other, projection.width_out)
+            bias = bias if shape(user) == shape(node) else None  # [1, 1, width] can add a dim
             return projection if bias is None else replace(projection, node=user, bias=bias, nodes=frozenset(passed))
         if not is_layout(user) or user.meta.get("dropout"):
             break

@@ -24,9 +24,11 @@ def check_safetensors(path: Path) -> tuple[str, ...]:
     return names
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors by name, mapped from the file rather than copied. Raises InputError where it is damaged or truncated."""
-    check_safetensors(path)
+def read_safetensors(path: Path, *, may_be_empty: bool = False) -> dict[str, Tensor]:
+    """All tensors by name, mapped from the file rather than copied. Raises InputError where it is damaged or truncated, or
+    holds none (without `may_be_empty`)."""
+    if not may_be_empty:
+        check_safetensors(path)
     with _one_line(path):
         return dict(load_file(path))
 

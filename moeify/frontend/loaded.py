@@ -19,9 +19,9 @@ SourceKind = Literal["huggingface", "adapter", "gguf", "state-dict", "module-fil
 class SourceInfo:
     """Where a model came from, without a word about the machine that it was read on.
 
-    name: the file's or folder's base name, or the class of a module in memory. digests: file name -> sha256, hexadecimal.
-    factory: the name of the callable that built the module, where it has one. model_class: import path; for a class of
-    transformers `transformers.<class>`.
+    name: the file's or folder's base name, or the class of a module in memory. digests: file name (for ONNX the path relative
+    to the graph's folder) -> sha256, hexadecimal. factory: the name of the callable that built the module, where it has one.
+    model_class: import path; for a class of transformers `transformers.<class>`.
     """
 
     kind: SourceKind

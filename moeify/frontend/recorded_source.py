@@ -30,8 +30,17 @@ def recorded_source(info: SourceInfo, places: Iterable[Path]) -> Path:
 def differing(info: SourceInfo, path: Path) -> Path | None:
     """The first file of the model at `path` that is missing or not as recorded; None where all are. What an adapter's base
     model holds is not looked at."""
+    digests = dict(info.digests)
     if path.is_file():
-        return None if file_digest(path) in info.digests.values() else path  # under whatever name
-    names = [name for name in info.digests if info.kind != "adapter" or (path / name).exists()]
-    files = (path / name for name in names)
-    return next((file for file in files if not file.is_file() or file_digest(file) != info.digests[file.name]), None)
+        if file_digest(path) not in digests.values():  # under whatever name
+            return path
+        if info.kind != "onnx":
+            return None
+        digests.pop(info.name, None)  # what is left holds its weights, beside it
+        path = path.parent
+    names = [name for name in digests if info.kind != "adapter" or (path / name).exists()]
+    return next((path / name for name in names if not _is_as_recorded(path / name, digests[name])), None)
+
+
+def _is_as_recorded(file: Path, digest: str) -> bool:
+    return file.is_file() and file_digest(file) == digest

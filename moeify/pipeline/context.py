@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from moeify.ir.facts import Fact
 from moeify.ir.feed_forward import FeedForward, ReadTensor
 from moeify.ir.model_graph import Batch
 from moeify.pipeline.finished import FinishedLayers
+
+if TYPE_CHECKING:
+    from moeify.pipeline.layer_workers import LayerWorkers
 
 F = TypeVar("F", bound=Fact)
 
@@ -37,6 +40,7 @@ class PassContext:
     measurements: what passes report, by site path, in order. seconds: time spent, by pass name.
     checkpoint: opens another checkpoint of the same model by its path, once however often it is asked for (set by the api).
     finished: where each-layer keeps what it has done, and finds what a run that was ended early had done; or None.
+    workers: other processes that each-layer may give its layers to, or None.
     """
 
     batches: Iterable[Batch] | None = None
@@ -50,6 +54,7 @@ class PassContext:
     seconds: dict[str, float] = field(default_factory=dict)
     finished: FinishedLayers | None = None
     checkpoint: Callable[[str], ReadTensor] | None = None
+    workers: LayerWorkers | None = None
     _facts: dict[tuple[str, type[object]], object] = field(default_factory=dict)
 
     def put(self, site: FeedForward | None, fact: Fact) -> None:
@@ -71,6 +76,15 @@ class PassContext:
         """Forgets the facts of a site, but those of the types to keep."""
         for key in [k for k in self._facts if k[0] == site.path and k[1] not in keep]:
             del self._facts[key]
+
+    def about(self, site: FeedForward) -> PassContext:
+        """A context of its own for the passes of one site, to be run elsewhere: plain data, what is known of the site and of
+        the whole model, without batches and services. `batches` still tells whether there are any."""
+        return PassContext(
+            batches=None if self.batches is None else (), seed=self.seed, wanted=self.wanted, looked_at=self.looked_at,
+            measurements={site.path: dict(self.measurements.get(site.path, {}))},
+            _facts={key: fact for key, fact in self._facts.items() if key[0] in ("", site.path)},
+        )  # fmt: skip
 
     def measure(self, site: FeedForward, **values: Any) -> None:
         """Adds figures about a site to the report."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,6 +14,7 @@ from moeify.pipeline.context import PassContext
 from moeify.pipeline.contract import Pass
 from moeify.pipeline.finished import FinishedLayer
 from moeify.pipeline.judging import judge
+from moeify.pipeline.layer_workers import LayerWorkers
 from moeify.pipeline.running import run_passes
 from moeify.pipeline.size import parse_size
 
@@ -29,7 +31,8 @@ class EachLayer:
     reported as `nulls`. Copies of the FFN are not, for they leave nothing of it idle.
 
     A layer that an earlier run of the same conversion has finished (`PassContext.finished`) is spliced as that run left it,
-    and its passes are not run again.
+    and its passes are not run again. With other processes at hand (`PassContext.workers`) the passes run there, if layers do
+    not hang on each other: on the dense prefix, or without calibration data.
     """
 
     passes: tuple[Pass, ...]
@@ -50,39 +53,70 @@ class EachLayer:
 
     def run(self, graph: ModelGraph, context: PassContext) -> bool:
         """Returns whether any site was spliced."""
-        memory = parse_size(self.memory, "each-layer.memory")
         before = len(graph.spliced)
+        if context.workers is not None and (self.prefix == "dense" or context.batches is None):
+            self._elsewhere(context.workers, graph, context)
+        else:
+            self._here(graph, context)
+        context.progress("converting layers", len(graph.sites), len(graph.sites))
+        return len(graph.spliced) != before
+
+    def _here(self, graph: ModelGraph, context: PassContext) -> None:
+        memory = parse_size(self.memory, "each-layer.memory")
         with graph.host.walk(context.batches or (), self.prefix, memory) as walk:
             context.inputs = None if context.batches is None else walk.inputs
             for done, site in enumerate(graph.sites):
                 context.progress("converting layers", done, len(graph.sites))
-                if not _taken_over(site, graph, context):
-                    self._run_passes(site, graph, context)
+                if (layer := _found(site, context)) is None:
+                    layer = finish_layer(self.passes, site, graph, context)
+                    _keep(site, layer, context)
+                else:
+                    _take(site, layer, graph, context)
                 if site.path in graph.specs:
                     walk.leave(site)
                     graph.splice(site)
                 context.drop(site)
-            context.progress("converting layers", len(graph.sites), len(graph.sites))
             context.inputs = None
-        return len(graph.spliced) != before
 
-    def _run_passes(self, site: FeedForward, graph: ModelGraph, context: PassContext) -> None:
-        notes = len(context.notes)
-        run_passes(self.passes, graph.only((site,)), context)
-        judge(site, graph.specs.get(site.path), context)
-        if context.finished is not None:
-            measured, said = context.measurements.get(site.path, {}), tuple(context.notes[notes:])
-            context.finished.keep(site, FinishedLayer(graph.specs.get(site.path), measured, said))
+    def _elsewhere(self, workers: LayerWorkers, graph: ModelGraph, context: PassContext) -> None:
+        known = {site.path: _found(site, context) for site in graph.sites}
+        fresh = workers.layers(self.passes, [site for site in graph.sites if known[site.path] is None], context)
+        for done, site in enumerate(graph.sites):
+            context.progress("converting layers", done, len(graph.sites))
+            if (layer := known.pop(site.path)) is None:
+                layer, seconds = next(fresh)
+                _keep(site, layer, context)
+                for name, more in seconds.items():
+                    context.seconds[name] = context.seconds.get(name, 0.0) + more
+            _take(site, layer, graph, context)
+            if site.path in graph.specs:
+                graph.splice(site)
+            context.drop(site)
 
 
-def _taken_over(site: FeedForward, graph: ModelGraph, context: PassContext) -> bool:
-    """Whether an earlier run had finished the site; then all is as if its passes had run."""
-    layer = None if context.finished is None else context.finished.find(site)
-    if layer is None:
-        return False
+def finish_layer(passes: Sequence[Pass], site: FeedForward, graph: ModelGraph, context: PassContext) -> FinishedLayer:
+    """Runs the passes on the site and judges what comes of it; the spec is in the graph then, and here."""
+    notes = len(context.notes)
+    run_passes(passes, graph.only((site,)), context)
+    spec = graph.specs.get(site.path)
+    judge(site, spec, context)
+    return FinishedLayer(spec, context.measurements.get(site.path, {}), tuple(context.notes[notes:]))
+
+
+def _found(site: FeedForward, context: PassContext) -> FinishedLayer | None:
+    """What an earlier run finished of the site."""
+    return None if context.finished is None else context.finished.find(site)
+
+
+def _keep(site: FeedForward, layer: FinishedLayer, context: PassContext) -> None:
+    if context.finished is not None:
+        context.finished.keep(site, layer)
+
+
+def _take(site: FeedForward, layer: FinishedLayer, graph: ModelGraph, context: PassContext) -> None:
+    """Then all is as if the passes had run here."""
     if layer.spec is not None:
         graph.specs[site.path] = layer.spec
     if layer.measured:
         context.measure(site, **layer.measured)
     context.notes.extend(layer.notes)
-    return True

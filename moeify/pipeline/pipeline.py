@@ -16,6 +16,7 @@ from moeify.pipeline.finished import FinishedLayers
 from moeify.pipeline.judging import judge
 from moeify.pipeline.layer_nulls import seen_before
 from moeify.pipeline.layer_sample import calibration_tokens
+from moeify.pipeline.layer_workers import LayerWorkers
 from moeify.pipeline.order import check_order
 from moeify.pipeline.report import Report, make_report
 from moeify.pipeline.running import run_passes
@@ -45,17 +46,19 @@ class Pipeline:
         progress: Progress = no_progress,
         finished: FinishedLayers | None = None,
         checkpoint: Callable[[str], ReadTensor] | None = None,
+        workers: LayerWorkers | None = None,
     ) -> Report:
         """Runs every pass on the graph; specs that no EachLayer has spliced are spliced at the end.
 
         data: re-iterable batches of model inputs for calibration; without them, passes that take data are left out.
         seed: the same seed gives the same result. finished: where each-layer keeps the layers it has done.
-        checkpoint: opens another checkpoint of the same model, for passes that take weights from there.
+        checkpoint: opens another checkpoint of the same model, for passes that take weights from there. workers: other
+        processes for layers that do not hang on each other.
         Raises UsageError where a pass needs data that is absent, ConversionError where a pass cannot keep its promise.
         """
         self.check(with_data=data is not None)
         context = PassContext(
-            batches=data, seed=seed, progress=progress, finished=finished, checkpoint=checkpoint,
+            batches=data, seed=seed, progress=progress, finished=finished, checkpoint=checkpoint, workers=workers,
             looked_at=calibration_tokens(flatten(self.passes)),
         )  # fmt: skip
         if data is not None:

@@ -18,6 +18,19 @@ from moeify.pipeline.size import parse_size
 _ALIVE = 8
 
 
+#: Bytes of an alignment for a trained number: gradient, two states, the best so far; in half precision a float32 weight too.
+_ALIGNED = (16, 20)
+
+
+@runtime_checkable
+class Fits(Protocol):
+    """A pass that takes memory for sums over pairs of a layer's neurons."""
+
+    def fit_memory(self, config: MoEConfig) -> int:
+        """Bytes, for a layer of that shape."""
+        ...
+
+
 @runtime_checkable
 class Foresees(Protocol):
     """A pass that can tell the shape it will leave a site with, without its weights or data."""
@@ -89,11 +102,19 @@ def foresee(passes: Iterable[Pass], site: FeedForward) -> MoEConfig | None:
 
 
 def make_plan(
-    passes: Sequence[Pass], graph: ModelGraph, model_parameters: int, item_size: int, tokens: int, *, streamed: bool = False
+    passes: Sequence[Pass],
+    graph: ModelGraph,
+    model_parameters: int,
+    item_size: int,
+    tokens: int,
+    *,
+    streamed: bool = False,
+    aligned: bool = False,
 ) -> Plan:
     """The plan for the selected sites.
 
     model_parameters: of the dense model; item_size: bytes of one; tokens: of calibration data. streamed: weights stay in files.
+    aligned: the experts are trained at the end.
     """
     shapes = [(site, config) for site in graph.sites if (config := foresee(passes, site)) is not None]
     layers = [_planned(site, config) for site, config in shapes]
@@ -108,6 +129,9 @@ def make_plan(
     alive = min([alive, *bounds])
     after = model_parameters + added
     kept = 0 if streamed else (model_parameters + after) * item_size
+    if aligned:
+        kept += sum(config.parameters for _, config in shapes) * _ALIGNED[item_size < 4]
+    fits = [step.fit_memory(config) for step in flatten(passes) if isinstance(step, Fits) for _, config in shapes]
     trained = after - sum(config.frozen for _, config in shapes)
     return Plan(
         layers=tuple(layers),
@@ -117,7 +141,7 @@ def make_plan(
         trained_parameters=trained,
         active_fraction=active / before if before else 1.0,
         weights=after * item_size,
-        peak_memory=kept + largest * (2 * item_size + 4) + alive,
+        peak_memory=kept + largest * (2 * item_size + 4) + max(fits, default=0) + alive,
         optimizer_memory=trained * (2 * 4 + item_size),
         refusals=tuple((refusal.path, refusal.reason) for refusal in graph.refusals),
         notes=(),

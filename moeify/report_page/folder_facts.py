@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def folder_facts(folder: Path) -> FolderFacts:
         recipe_text=text,
         versions=manifest.versions,
         budget=_fraction(report.get("budget")),
-        verdict=report["verdict"] if isinstance(report.get("verdict"), str) else None,
+        verdict=report["verdict"] if isinstance(report.get("verdict"), str) and report["verdict"].strip() else None,
         parameters=_of_graph(folder / GRAPH)
         if manifest.source.kind == "onnx"
         else sum(_values(folder / name) for name in weight_names(manifest.digests)),
@@ -130,7 +131,7 @@ def _layer(path: str, entry: LayerEntry, report: Mapping[str, Any]) -> LayerFact
         active=active,
         dense_weights=config.dense_neurons * (config.hidden * (2 if config.gated else 1) + config.output),
         weights=config.parameters,
-        errors={name: float(errors[name]) for name in NAMES if _is_number(errors.get(name))},
+        errors={name: float(errors[name]) for name in NAMES if _is_number(errors.get(name)) and errors[name] >= 0},
         chooses=nulls.get("chooses") is True,
     )
 
@@ -169,7 +170,8 @@ def _of_graph(path: Path) -> int:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite one, as a float may be: JSON's integers are of any size."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _fraction(value: Any) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -79,7 +80,8 @@ def first_line(contents: Contents) -> tuple[str, str]:
         static = f"{means['static-mask']:.3g}"
         return (
             "good",
-            f"Routing beats a static mask of the same weights: the layers' outputs are off by {error}, its by {static}.",
+            "The conversion beats a static mask of as many weights, none of them fitted anew: the layers' outputs are off by"
+            f" {error}, its by {static}.",
         )
     return "plain", f"The layers do not route: their outputs are off by {error}."
 
@@ -96,7 +98,7 @@ def render(contents: Contents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "count": count, "figure": figure, "size": size}
+    environment.filters |= {"percent": percent, "count": count, "figure": figure, "size": size, "shell": shlex.quote}
     return environment.get_template("page.html").render(**_names(contents))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from moeify.frontend.match import Found, match
 from moeify.frontend.trace import Traced, trace
 from moeify.frontend.traced import live_tensor
 from moeify.ir.feed_forward import FeedForward, Refusal
-from moeify.ir.model_graph import Batch, Loss, OutputGradient
+from moeify.ir.model_graph import Batch, Loss, OutputGradient, Walk
 from moeify.ir.moe_spec import MoESpec
 from moeify.layers.moe_layer import MoELayer
+from moeify.splice.dense_model import DenseModel
 from moeify.splice.eager import install
 from moeify.splice.effects import EffectWalk
 from moeify.splice.gradients import output_gradients
@@ -26,7 +27,7 @@ from moeify.splice.shelf import shelved
 from moeify.splice.walk import GraphWalk
 
 #: Bytes: what is alive at a site stays in memory, for it is a batch or two.
-_UNBOUNDED = 1 << 62
+UNBOUNDED = 1 << 62
 
 
 class EagerHost:
@@ -35,6 +36,7 @@ class EagerHost:
     traced: the graph of an equal model, where it is known already; it holds no weights.
     shelf: a folder that finished layers are kept in, mapped into the model from there; None: they are kept in memory. It may be
         removed while the model is in use.
+    elsewhere: other processes that hold the same dense model, and are asked for what that says; None: it is computed here.
     """
 
     def __init__(self, loaded: LoadedModel, traced: Traced | None = None) -> None:
@@ -43,6 +45,7 @@ class EagerHost:
         self.example = loaded.example
         self.layers: dict[str, MoELayer] = {}
         self.shelf: Path | None = None
+        self.elsewhere: DenseModel | None = None
         self._traced = traced
         self._found: Found | None = None
 
@@ -63,20 +66,37 @@ class EagerHost:
             self._found = match(self.model, self.traced)
         return self._found
 
-    def walk(self, batches: Iterable[Batch], prefix: str, memory: int) -> AbstractContextManager[GraphWalk]:
+    def walk(self, batches: Iterable[Batch], prefix: str, memory: int) -> AbstractContextManager[Walk]:
+        if prefix == "dense" and self.elsewhere is not None:
+            return self.elsewhere.walk(batches)
+        return self.graph_walk(batches, prefix, memory)
+
+    def graph_walk(self, batches: Iterable[Batch], prefix: str, memory: int) -> GraphWalk:
+        """A walk through the model here."""
         layers = self.layers if prefix == "converted" else None
         return GraphWalk(self.model, self.traced, self.found(), batches, layers, memory)
 
     def gradients(self, batches: Iterable[Batch], loss: Loss) -> Iterator[dict[str, OutputGradient]]:
         if self.layers:
             raise ConversionError("gradients are those of the dense model: ask for them before a layer is converted")
+        if self.elsewhere is not None:
+            return self.elsewhere.gradients(batches, loss, self.traced.dynamic)
         return output_gradients(self.model, self.traced, self.found(), batches, loss)
 
     def effects(
         self, sites: Sequence[FeedForward], batches: Iterable[Batch], size: float, generator: torch.Generator
     ) -> list[float]:
-        with EffectWalk(self.model, self.traced, self.found(), batches, None, _UNBOUNDED) as walk:
-            return walk.effects(sites, size, generator)
+        if self.elsewhere is not None:
+            return self.elsewhere.effects(sites, batches, size, generator)
+        return self.effects_of(sites, batches, size, generator)
+
+    def effects_of(
+        self, sites: Sequence[FeedForward], batches: Iterable[Batch], size: float, generator: torch.Generator,
+        only: Collection[int] | None = None,
+    ) -> list[float]:  # fmt: skip
+        """`effects`, computed here; only: see `EffectWalk.effects`."""
+        with EffectWalk(self.model, self.traced, self.found(), batches, None, UNBOUNDED) as walk:
+            return walk.effects(sites, size, generator, only)
 
     def splice(self, site: FeedForward, spec: MoESpec) -> None:
         device = next(self.model.parameters()).device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +24,13 @@ class EffectWalk(GraphWalk):
     """A walk on the dense model that branches at each site: its output is disturbed, and the rest of the model run on it."""
 
     @torch.no_grad()
-    def effects(self, sites: Sequence[FeedForward], size: float, generator: torch.Generator) -> list[float]:
+    def effects(
+        self, sites: Sequence[FeedForward], size: float, generator: torch.Generator, only: Collection[int] | None = None
+    ) -> list[float]:
         """For each site, in execution order, how far the main output moves when normal noise of `size` times the norm of each
-        token's output is added: mean KL(undisturbed || disturbed) in nats for logits, else the squared relative error."""
+        token's output is added: mean KL(undisturbed || disturbed) in nats for logits, else the squared relative error.
+
+        only: places in `sites`; the others get 0. What a site gets does not hang on which others are asked for."""
         total, vectors = [0.0] * len(sites), 0
         end = self._index[self._output]
         for number in range(len(self._states)):
@@ -39,11 +43,12 @@ class EffectWalk(GraphWalk):
                 call = self._found.calls[site.path][-1]
                 after = self._index[call.y] + 1
                 self._run(values, start, after)
-                branch = dict(values)
-                branch[call.y.name] = _disturbed(values[call.y.name], call, size, generator)
-                self._run(branch, after, end)
-                total[place] += _moved(undisturbed, self._main(branch)[1], name == "logits")
                 start = after
+                disturbed = _disturbed(values[call.y.name], call, size, generator)  # drawn in any case: the stream is one
+                if only is None or place in only:
+                    branch = {**values, call.y.name: disturbed}
+                    self._run(branch, after, end)
+                    total[place] += _moved(undisturbed, self._main(branch)[1], name == "logits")
             vectors += undisturbed[..., 0].numel()
         return [value / max(vectors, 1) for value in total]
 

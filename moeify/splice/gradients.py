@@ -36,7 +36,7 @@ def output_gradients(
     device = next(model.parameters()).device
     decoding = decoder_nodes(traced)
     chosen: str | None = None
-    for batch in (row for whole in batches for row in _rows(on_device(whole, device), traced.dynamic)):
+    for batch in (row for whole in batches for row in single_rows(on_device(whole, device), traced.dynamic)):
         chosen = chosen or _choose(model, batch, loss)
         with torch.inference_mode(False), torch.enable_grad():
             output, probes = _forward(model, traced, found, batch)
@@ -45,8 +45,8 @@ def output_gradients(
         yield _by_site(probes, gradients, TokenMasks.of(batch), decoding)
 
 
-def _rows(batch: Batch, dynamic: bool) -> Iterator[Batch]:
-    """The rows of the batch one by one, where the graph takes other sizes than the example's."""
+def single_rows(batch: Batch, dynamic: bool) -> Iterator[Batch]:
+    """The rows of the batch one by one, where the graph takes other sizes than the example's: each is a backward pass."""
     count = batch_rows(batch)
     if not dynamic or count < 2:
         yield batch

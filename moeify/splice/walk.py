@@ -19,6 +19,7 @@ from moeify.layers.channels import OverChannels, features_last
 from moeify.layers.moe_layer import MoELayer
 from moeify.splice.spill import SpilledList, Values
 from moeify.splice.token_masks import TokenMasks, decoder_nodes
+from moeify.splice.walk_state import WalkState
 
 
 class GraphWalk:
@@ -52,17 +53,28 @@ class GraphWalk:
         self._decoding = decoder_nodes(traced)
 
     def __enter__(self) -> Self:
-        device = next(self._model.parameters()).device
         for batch in self._batches:
-            batch = on_device(batch, device)
-            bound = self._traced.bind(self._model, batch)
-            self._states.append({name: bound[name] for name in self._traced.user_inputs})
-            self._positions.append(0)
-            self._masks.append(TokenMasks.of(batch))
+            self.take_up(self.begin(batch))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._states.close()
+
+    def begin(self, batch: Batch) -> WalkState:
+        """The state of a batch that has gone nowhere yet."""
+        batch = on_device(batch, next(self._model.parameters()).device)
+        bound = self._traced.bind(self._model, batch)
+        return WalkState({name: bound[name] for name in self._traced.user_inputs}, 0, TokenMasks.of(batch))
+
+    def take_up(self, state: WalkState) -> None:
+        """Goes on with one more batch from there, which this walk or an equal one elsewhere has put down."""
+        self._states.append(state.values)
+        self._positions.append(state.position)
+        self._masks.append(state.masks)
+
+    def put_down(self, number: int) -> WalkState:
+        """Where batch `number` stands."""
+        return WalkState(self._states.load(number), self._positions[number], self._masks[number])
 
     @torch.no_grad()
     def inputs(self, site: FeedForward) -> Iterator[Tensor]:

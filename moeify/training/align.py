@@ -27,8 +27,11 @@ from moeify.training.align_data import Division, divide
 from moeify.training.align_state import AlignState, StateFile
 from moeify.training.alignment import Aligned, Alignment
 from moeify.training.frozen_routing import frozen_routing, kept_budget
-from moeify.training.output_distance import mean_distance, output_distance
+from moeify.training.master_weights import MasterWeights
+from moeify.training.output_distance import mean_distance
 from moeify.training.product_precision import products
+from moeify.training.settings import check_trainable
+from moeify.training.teacher import Teacher
 
 #: So often are the held-out rows looked at, and so many looks in a row that were no better end a run.
 _LOOKS, _PATIENCE = 6, 3
@@ -47,12 +50,14 @@ def align(
 
     A tenth of their rows is held out; the weights that did best on it stay, and the run ends early when three looks at it in a
     row were no better. Both models stay in eval mode: no dropout. Thresholds move at the end so that a token uses as much as
-    before. Memory: the batches, the dense model, and four times what is trained (gradient, two states of AdamW, the best so
-    far). state: a file where the run is kept from time to time; if it is there, the run goes on from it.
+    before. Memory: the batches, the dense model, and four times what is trained in float32 (gradient, two states of AdamW, the
+    best so far), five times for a model in half precision, whose float32 weights are trained. state: a file where the run is
+    kept from time to time; if it is there, the run goes on from it.
 
-    Raises UsageError for a model without MoE layers; InputError for batches without two rows, or that do not fit the models;
-    ConversionError where the outputs of the two differ in shape, or training does not stay finite.
+    Raises UsageError for a model without MoE layers or without gradients; InputError for batches without two rows, or that do
+    not fit the models; ConversionError where the outputs of the two differ in shape, or training does not stay finite.
     """
+    check_trainable(model)
     layers = moe_layers(model)
     if not layers:
         raise UsageError(f"{type(model).__name__} has no MoE layer to align: convert it first")
@@ -77,21 +82,24 @@ def _run(
     model: nn.Module, dense: nn.Module, data: Division, trained: list[nn.Parameter], how: Alignment, file: StateFile | None,
     progress: Progress,
 ) -> Aligned:  # fmt: skip
-    optimizer = torch.optim.AdamW(_groups(trained), betas=(0.9, 0.95), weight_decay=0.0)
+    weights = MasterWeights(trained)
+    optimizer = torch.optim.AdamW(_groups(weights.masters), betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     started, precise = time.monotonic(), products(how.precision, trained[0])
-    found = None if file is None else file.take_up(trained, optimizer)
+    found = None if file is None else file.take_up(weights.masters, optimizer)
+    weights.give_back()
     if found is None:
         with precise():
             before, kind = mean_distance(dense, model, data.held_out)
-        found = AlignState(before, before, kind), _copies(trained)
+        found = AlignState(before, before, kind), _copies(weights.masters)
     state, best = found
-    order, started = data.order(how.seed), started - state.seconds
+    teacher, order, started = Teacher(dense), data.order(how.seed), started - state.seconds
     for _ in range(state.steps):
         next(order)
     while state.done < 1 and state.worse < _PATIENCE:
         with precise():
-            loss = output_distance(dense, model, next(order)).mean
-        _step(loss, optimizer, how, state.done)
+            number, batch = next(order)
+            loss = teacher.answer(number, batch).distance(model, batch)
+        _step(loss, weights, optimizer, how, state.done)
         looks = int(state.done * _LOOKS)
         state = _moved_on(state, how, time.monotonic() - started)
         progress("aligning", min(round(100 * state.done), 100), 100)
@@ -99,25 +107,25 @@ def _run(
             with precise():
                 state = state.judged(mean_distance(dense, model, data.held_out)[0])
             if state.best_step == state.steps:
-                best = _copies(trained)
+                best = _copies(weights.masters)
             if file is not None:
-                file.keep(state, trained, best, optimizer)
-    with torch.no_grad():
-        for p, value in zip(trained, best):
-            p.copy_(value)
+                file.keep(state, weights.masters, best, optimizer)
+    weights.set(best)
     rows, held = len(data.train), len(data.held_out)
     return Aligned(state.steps, state.best_step, state.before, state.best, state.kind, rows, held, time.monotonic() - started)
 
 
-def _step(loss: Tensor, optimizer: torch.optim.AdamW, how: Alignment, done: float) -> None:
+def _step(loss: Tensor, weights: MasterWeights, optimizer: torch.optim.AdamW, how: Alignment, done: float) -> None:
     rate = how.learning_rate * min(1.0, 20 * done + 1e-3) * (1 + math.cos(math.pi * done)) / 2
     for group in optimizer.param_groups:
         group["lr"] = rate * group["size"]
     if not bool(torch.isfinite(loss)):
         raise ConversionError("align: the distance from the dense model is not finite; choose a smaller learning rate")
     loss.backward()  # type: ignore[no-untyped-call]  # torch
-    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], how.clip)
+    weights.take_gradients()
+    nn.utils.clip_grad_norm_(weights.masters, how.clip)
     optimizer.step()
+    weights.give_back()
     optimizer.zero_grad(set_to_none=True)
 
 

@@ -25,16 +25,24 @@ class Division:
     held_out: tuple[Batch, ...]
     tokens: int
 
-    def order(self, seed: int) -> Iterator[Batch]:
-        """Batches of whole rows, without end: every row once, in an order drawn anew each time."""
+    def order(self, seed: int) -> Iterator[tuple[int, Batch]]:
+        """Numbered batches of whole rows, without end: every one once, in an order drawn anew each time."""
         generator = torch.Generator().manual_seed(seed)
+        batches = self._batches(generator)
         while True:
-            drawn = [self.train[i] for i in torch.randperm(len(self.train), generator=generator).tolist()]
-            while drawn:
-                rows = [drawn.pop()]
-                while drawn and _shapes(drawn[-1]) == _shapes(rows[0]) and _tokens(rows) < self.tokens:
-                    rows.append(drawn.pop())
-                yield _joined(rows)
+            for number in torch.randperm(len(batches), generator=generator).tolist():
+                yield number, batches[number]
+
+    def _batches(self, generator: torch.Generator) -> list[Batch]:
+        """Every row in one of them, in drawn company that stays: so the dense model is asked about a batch once."""
+        drawn = [self.train[i] for i in torch.randperm(len(self.train), generator=generator).tolist()]
+        batches = []
+        while drawn:
+            rows = [drawn.pop()]
+            while drawn and _shapes(drawn[-1]) == _shapes(rows[0]) and _tokens(rows) < self.tokens:
+                rows.append(drawn.pop())
+            batches.append(_joined(rows))
+        return batches
 
 
 def divide(batches: Iterable[Batch], tokens: int) -> Division:

@@ -68,6 +68,6 @@ class StateFile:
         with torch.no_grad():
             for i, p in enumerate(trained):
                 p.copy_(found["now"][i])
-                moments = {"step": torch.tensor(float(state.steps)), "exp_avg": found["exp_avg"][i].clone()}
-                optimizer.state[p] = moments | {"exp_avg_sq": found["exp_avg_sq"][i].clone()}
-        return state, [value.clone() for value in found["best"]]
+                moments = {name: found[name][i].to(p.dtype, copy=True) for name in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[p] = moments | {"step": torch.tensor(float(state.steps))}
+        return state, [value.to(p.dtype, copy=True) for p, value in zip(trained, found["best"])]

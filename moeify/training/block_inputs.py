@@ -62,7 +62,7 @@ class BlockInputs:
         number, site = self._sites[path]
         if self._walk is None or number < self._at:
             self._walks.close()
-            self._walk = self._walks.enter_context(self._host.walk(self._data, self._prefix, self._memory))
+            self._walk = self._walks.enter_context(self._host.graph_walk(self._data, self._prefix, self._memory))
         self._at = number
         return list(self._walk.inputs(site))
 

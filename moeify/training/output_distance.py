@@ -1,9 +1,8 @@
-"""How far the outputs of a converted model are from those of its dense parent, as a loss."""
+"""How far the outputs of a converted model are from those of its dense parent."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,46 +12,41 @@ from moeify.ir.model_graph import Batch
 from moeify.measure.outputs import main_output, run, visible_outputs
 
 
-@dataclass(frozen=True, eq=False)
-class OutputDistance:
-    """mean: a scalar with a gradient, over the `vectors` (tokens) of the batch that count. kind: what is measured."""
-
-    mean: Tensor
-    vectors: int
-    kind: str
-
-
-def output_distance(dense: nn.Module, model: nn.Module, batch: Batch) -> OutputDistance:
-    """KL(softmax(dense) || softmax(model)) in nats, where the output is called logits; else |dense - model|^2 / |dense|^2.
-
-    By vectors of the last dim of the main output; those that the attention mask hides are left out.
-    Raises ConversionError where the two differ in shape, InputError where a model fails on the batch.
-    """
-    with torch.no_grad():
-        name, wanted = main_output(run(dense, batch))
-    _, found = main_output(run(model, batch))
-    if wanted.shape != found.shape:
-        raise ConversionError(f"the {name} of the two models differ in shape: {list(wanted.shape)}, {list(found.shape)}")
-    d, m = (output.reshape(-1, output.shape[-1]).float() for output in (wanted, found))
-    shown = visible_outputs(batch)
-    if shown is not None and shown.shape == wanted.shape[:-1]:
-        kept = shown.flatten().to(d.device)
-        d, m = d[kept], m[kept]
-    if name == "logits":
-        return OutputDistance(_divergences(d, m).mean(), len(d), "KL(dense || converted)")
-    relative = (d - m).square().sum(-1) / d.square().sum(-1).clamp(min=1e-12)
-    return OutputDistance(relative.mean(), len(d), "squared relative error")
-
-
 @torch.no_grad()
 def mean_distance(dense: nn.Module, model: nn.Module, batches: Iterable[Batch]) -> tuple[float, str]:
-    """The mean over all vectors of the batches, and what it is a mean of."""
+    """The mean over all vectors (tokens) of the batches that count, and what it is a mean of: KL(softmax(dense) ||
+    softmax(model)) in nats, where the output is called logits; else |dense - model|^2 / |dense|^2.
+
+    Raises ConversionError where the outputs of the two differ in shape, InputError where a model fails on a batch.
+    """
     total, vectors, kind = 0.0, 0, ""
     for batch in batches:
-        found = output_distance(dense, model, batch)
-        if found.vectors:
-            total, vectors, kind = total + float(found.mean) * found.vectors, vectors + found.vectors, found.kind
+        (name, wanted), (_, found) = (counted_vectors(m, batch) for m in (dense, model))
+        same_shape(name, wanted.shape, found.shape)
+        logits = name == "logits"
+        kind = "KL(dense || converted)" if logits else "squared relative error"
+        distances = _divergences(wanted, found) if logits else relative_errors(wanted, found)
+        total, vectors = total + float(distances.sum()), vectors + len(distances)
     return total / max(vectors, 1), kind
+
+
+def counted_vectors(model: nn.Module, batch: Batch) -> tuple[str, Tensor]:
+    """The name of the main output and its vectors [vectors, width] in float32, but for those that the attention mask hides."""
+    name, output = main_output(run(model, batch))
+    shown = visible_outputs(batch)
+    flat = output.reshape(-1, output.shape[-1]).float()
+    return name, flat if shown is None or shown.shape != output.shape[:-1] else flat[shown.flatten().to(flat.device)]
+
+
+def same_shape(name: str, dense: Sequence[int], converted: Sequence[int]) -> None:
+    """Raises ConversionError where the outputs of two models are not of one shape."""
+    if tuple(dense) != tuple(converted):
+        raise ConversionError(f"the {name} of the two models differ in shape: {list(dense)}, {list(converted)}")
+
+
+def relative_errors(d: Tensor, m: Tensor) -> Tensor:
+    """|d - m|^2 / |d|^2 of each vector [vectors, width]."""
+    return (d - m).square().sum(-1) / d.square().sum(-1).clamp(min=1e-12)
 
 
 def _divergences(d: Tensor, m: Tensor) -> Tensor:

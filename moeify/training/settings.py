@@ -53,14 +53,16 @@ def set_training(
     `auxiliary_loss` is for logs, without a gradient. A number is a factor on that gradient: 1 / n where a loop divides its
     loss by n accumulated batches.
 
-    All layers change, or none. Raises UsageError for a model without MoE layers, a glob that matches none, options out of
-    range or at odds with one another, and a layer on which they cannot be (no router, a stochastic one, another gate rule).
+    All layers change, or none. Raises UsageError for a model without MoE layers or without gradients (of an ONNX file), a glob
+    that matches none, options out of range or at odds with one another, and a layer on which they cannot be (no router, a
+    stochastic one, another gate rule).
     """
     rule = TrainingRule(
         load_balance, z_loss, importance, load, sparsity, sparsity_floor, bias_rate, jitter, router_noise, gating_dropout,
         capacity_factor, drop, router_gradient, attach,
     )  # fmt: skip
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped: its hooks are compiled with it
+    check_trainable(model)
     chosen = matching_layers(model, layers)
     for path, layer in chosen.items():
         rule.check_layer(path or "the MoE layer", layer.config)
@@ -71,6 +73,12 @@ def set_training(
         tally = old.tally if old is not None and old.tally is not None else Tally() if bias_rate else None
         idle = tally is None and rule == TrainingRule()
         enter(model, path, layer, None if idle else TrainingState(rule, tally))
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Raises UsageError for a model that gradients cannot go through."""
+    if (reason := getattr(model, "untrainable", None)) is not None:
+        raise UsageError(f"{type(model).__name__} cannot be trained: {reason}")
 
 
 def auxiliary_loss(model: nn.Module) -> Tensor:

@@ -121,6 +121,14 @@ def test_the_native_operator_comes_with_the_folder(folder: Path, eager: Any, tmp
         genai.Model(str(moved))
 
 
+@pytest.mark.parametrize("context", [pytest.param(16, marks=pytest.mark.slow), 8])
+def test_a_context_that_is_hardly_longer_than_the_prompt(context: int, tmp_path: Path) -> None:
+    model: Any = decoder("llama", max_position_embeddings=context)
+    report = writing.export_genai(model, {"input_ids": torch.arange(1, 13)[None]}, tmp_path / "genai")
+    assert report.tokens == context - 1
+    assert f"{context - 1} greedy tokens" in str(report)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
 def test_files_of_fewer_bits_are_opened(precision: str, folder: Path, tmp_path: Path) -> None:
@@ -136,7 +144,7 @@ def test_other_decoders_are_opened(name: str, tmp_path: Path) -> None:
     zoo, _ = converted(name, top_k=2)
     report = writing.export_genai(zoo.model, zoo.example, tmp_path / "genai")
     assert report.files == ("genai_config.json", "model.onnx")
-    assert report.tokens > 0
+    assert report.tokens
 
 
 @pytest.fixture

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -12,13 +15,14 @@ from moe_cases import VARIANTS, Case, Variant, cases, random_case
 from moe_node import body_shape, node_model, run_model
 from moeify.errors import UsageError
 from moeify.export.onnx.body_shape import QUANTISED_INPUTS, BodyShape
+from moeify.export.onnx.forms import Form
 from moeify.export.onnx.schema import register_schema
 from qmoe_reference import qmoe, quantised
 
 
-def assert_body_is_right(case: Case) -> None:
+def assert_body_is_right(case: Case, form: Form | None = None) -> None:
     expected = qmoe(case)
-    found = run_model(node_model(case), case)
+    found = run_model(node_model(case, form=form), case)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * max(1.0, float(np.abs(expected).max(initial=0.0))))
 
@@ -32,6 +36,50 @@ def test_8_bits(caption: str) -> None:
 @settings(max_examples=25, deadline=None)
 def test_8_bits_of_any_case(case: Case) -> None:
     assert_body_is_right(quantised(case, 8))
+
+
+def variant(**options: Any) -> Variant:
+    plain: dict[str, Any] = {"lead": (9,), "hidden": 16, "output": 16, "sizes": (8,) * 4, "k": 2}
+    return Variant(**(plain | options))
+
+
+#: What `com.microsoft::QMoE` computes, and what is restored to floats for `MoE`.
+INTEGERS, FLOATS = (
+    {
+        "relu, biases": variant(activation="relu", up_bias=True, output_bias=True, shared=3),
+        "identity, softmax": variant(activation="identity", gate_rule="softmax", normalize=True),
+        "gated, biases, all that stands beside": variant(
+            activation="silu", gated=True, up_bias=True, gate_bias=True, shared=5, idle=True, rank=2, gate_rule="sigmoid"
+        ),
+        "gated, one bias, threshold": variant(activation="silu", gated=True, up_bias=True, threshold=True),
+        "one token": variant(lead=(1,), activation="silu", gated=True),
+        "no token": variant(lead=(0,), activation="relu"),
+    },
+    {"gelu-tanh": variant(activation="gelu-tanh"), "silu, not gated": variant(activation="silu", up_bias=True)},
+)
+
+
+@pytest.mark.parametrize("form", [Form("contrib", size=8), Form("masked", "contrib", 5, 8)], ids=str)
+@pytest.mark.parametrize("caption", [*INTEGERS, *FLOATS])
+def test_8_bits_by_the_operator_of_onnx_runtime(caption: str, form: Form) -> None:
+    case = quantised(random_case(np.random.default_rng(0), (INTEGERS | FLOATS)[caption]), 8)
+    assert_body_is_right(case, form)
+    operators = {node.op_type for function in node_model(case, form=form).functions.values() for node in function.all_nodes()}
+    assert operators & {"MoE", "QMoE"} == {"QMoE" if caption in INTEGERS else "MoE"}
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_idle_experts_are_not_computed(bits: int) -> None:
+    """Every token chooses experts 1 and 3; the scales of the others are NaN, which would spread over any sum."""
+    plain = variant(hidden=32, output=32, activation="silu", gated=True, up_bias=True)
+    case = quantised(random_case(np.random.default_rng(0), plain), bits)
+    clean = replace(case, inputs=case.inputs | {"scores": np.tile(np.array([0, 1, 0, 1], dtype=np.float32), (9, 1))})
+    broken = dict(clean.inputs)
+    for name in ("up_scale", "gate_scale", "down_scale"):
+        broken[name] = broken[name].copy()
+        broken[name][[*range(8), *range(16, 24)]] = np.nan
+    found = run_model(node_model(replace(clean, inputs=broken), form=Form("contrib", size=8)), clean)
+    np.testing.assert_allclose(found, qmoe(clean), rtol=0, atol=1e-5)
 
 
 #: hidden and output as 4 bits want them.

@@ -9,11 +9,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import moeify
 from moeify.errors import InputError, MoeifyError, UsageError
 from moeify.frontend.load_model import load_model
+from moeify.frontend.recorded_source import recorded_source
+from moeify.runtime.session import session
+from moeify.training.align import align
 from onnx_files import HIDDEN, IN, NEURONS, OUT, REST, dense_onnx, ffn_weights, write
 
 RELU = [*IN, ("Relu", "h", "a"), *OUT, *REST]
@@ -63,6 +66,60 @@ def _half(path: Path) -> None:
     write(path, [("Cast", "v", "u", {"to": TensorProto.FLOAT}), *RELU], {k: v for k, v in given.items() if k != "u"})
 
 
+def _half_constant(path: Path) -> None:
+    """In a Constant node, as some exporters leave weights."""
+    half = numpy_helper.from_array(np.ones((HIDDEN, NEURONS), np.float16), "v")
+    nodes = [("Constant", "", "v", {"value": half}), ("Cast", "v", "u", {"to": TensorProto.FLOAT}), *RELU]
+    write(path, nodes, {name: value for name, value in used().items() if name != "u"})
+
+
+def _half_kernel(path: Path) -> None:
+    nodes = [("Cast", "k", "k32", {"to": TensorProto.FLOAT}), ("Conv", "x k32", "out")]
+    write(path, nodes, {"k": np.ones((HIDDEN, HIDDEN, 1), np.float16)}, x=("batch", HIDDEN, 3))
+
+
+def _quantised_function(path: Path) -> None:
+    """The operator stands in a function alone."""
+    node = helper.make_node(
+        "MatMulNBits", ["x", "q", "s"], ["m"], domain="com.microsoft", K=HIDDEN, N=NEURONS, bits=4, block_size=16
+    )
+    imports = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("mine", 1)]
+    function = helper.make_function("mine", "Product", ["x", "q", "s"], ["m"], [node], imports)
+    q, s = np.ones((NEURONS, 1, 8), np.uint8), np.ones(NEURONS, np.float32)
+    given = {name: value for name, value in used().items() if name != "u"} | {"q": q, "s": s}
+    model = onnx.load(write(path, [(".Product", "x q s", "m"), *RELU[1:]], given))
+    model.graph.node[0].domain = "mine"
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    onnx.save(model, path)
+
+
+def _elsewhere(name: str) -> TensorProto:
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[HIDDEN], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../elsewhere.bin")
+    return tensor
+
+
+def _constant_elsewhere(path: Path) -> None:
+    write(path, [("Constant", "", "c", {"value": _elsewhere("c")}), *RELU[:-1], ("Add", "y c", "out")], used())
+
+
+def _branch_elsewhere(path: Path) -> None:
+    def branch(name: str) -> Any:
+        made = helper.make_node("Add", ["y", f"{name}c"], [f"{name}b"])
+        out = helper.make_tensor_value_info(f"{name}b", TensorProto.FLOAT, None)
+        return helper.make_graph([made], name, [], [out], [_elsewhere(f"{name}c")])
+
+    choice = ("If", "yes", "out", {"then_branch": branch("t"), "else_branch": branch("e")})
+    write(path, [*RELU[:-1], choice], used() | {"yes": np.array(True)})
+
+
+def _double(path: Path) -> None:
+    given = {name: value.astype(np.float64) for name, value in used().items()}
+    write(path, [("Cast", "x0", "x", {"to": TensorProto.DOUBLE}), *RELU[:-1], ("Cast", "y", "out", {"to": TensorProto.FLOAT})],
+          given, x=None, more=[helper.make_tensor_value_info("x0", TensorProto.FLOAT, ["batch", HIDDEN])])  # fmt: skip
+
+
 def _not_finite(path: Path) -> None:
     given = used()
     given["d"][3, 2] = np.nan
@@ -99,6 +156,11 @@ FAULTS: list[tuple[str, Any, str]] = [
     ("int8 weights", _quantised, r"its weights are integers \(DequantizeLinear\).*give the float32 file.*--precision int8"),
     ("int8 weights of ONNX Runtime", _dynamically_quantised, r"its weights are integers \(DynamicQuantizeMatMul\)"),
     ("weights in half precision", _half, "its weights are in half precision .*give the float32 file"),
+    ("weights in half precision in a constant", _half_constant, "its weights are in half precision .*give the float32 file"),
+    ("a kernel in half precision", _half_kernel, "its weights are in half precision .*give the float32 file"),
+    ("int4 weights inside a function", _quantised_function, r"its weights are integers \(MatMulNBits\)"),
+    ("a constant outside of the folder", _constant_elsewhere, r"names weights outside of its folder \(\.\./elsewhere\.bin\)"),
+    ("a branch's weights outside of the folder", _branch_elsewhere, r"outside of its folder \(\.\./elsewhere\.bin\)"),
     ("weights that are not finite", _not_finite, "its down weights hold NaN or infinite values"),
     ("sizes that cannot be made up", _fixed_inside, r"cannot run it on x \[2, 7, 8\], which were made up .*--example FILE"),
     ("an input of strings", _strings, "its input 'words' is of type string, which cannot be fed"),
@@ -117,6 +179,61 @@ def test_a_fault_of_the_file_is_one_line(write_to: Any, message: str, tmp_path: 
     assert "\n" not in str(caught.value)
     assert "dense.onnx" in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_float64_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    _double(tmp_path / "double.onnx")
+    with pytest.raises(InputError, match=r"its weights are float64, .*: export the model in float32"):
+        moeify.convert(tmp_path / "double.onnx", tmp_path / "out", experts=4)
+    assert moeify.inspect(tmp_path / "double.onnx").refusals
+
+
+@pytest.mark.parametrize("scopes", ["-" * 200_000 + "1", "-" * 9_000 + "1", "[" * 900 + "]" * 900, "no list"])
+def test_what_claims_to_be_a_list_of_modules_is_not_believed(scopes: str, tmp_path: Path) -> None:
+    model = onnx.load(dense_onnx(tmp_path / "dense.onnx"))
+    for node in model.graph.node:
+        node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
+    onnx.save(model, tmp_path / "dense.onnx")
+    assert len(moeify.inspect(tmp_path / "dense.onnx").rows) == 1
+
+
+def test_small_weights_in_a_file_beside_it(tmp_path: Path) -> None:
+    """The writer of graphs takes those into the message."""
+    path = external(tmp_path / "dense.onnx")
+    x = torch.randn(2, 3, HIDDEN, generator=torch.Generator().manual_seed(1))
+    found = load_model(path).model(x=x)["out"]
+    torch.testing.assert_close(found, torch.from_numpy(session(path).run(None, {"x": x.numpy()})[0]), rtol=0, atol=1e-6)
+    done = moeify.convert(path, tmp_path / "out", experts=4, top_k=4)
+    torch.testing.assert_close(done.model(x=x)["out"], found, rtol=1e-5, atol=1e-5)
+
+
+def test_an_external_constant_is_held_too(tmp_path: Path) -> None:
+    np.arange(HIDDEN, dtype=np.float32).tofile(tmp_path / "elsewhere.bin")
+    tensor = _elsewhere("c")
+    tensor.external_data[0].value = "elsewhere.bin"
+    nodes = [("Constant", "", "c", {"value": tensor}), *RELU[:-1], ("Add", "y c", "out")]
+    loaded = load_model(write(tmp_path / "dense.onnx", nodes, used()))
+    assert set(loaded.source.digests) == {"dense.onnx", "elsewhere.bin"}
+    assert isinstance(loaded.example, dict)
+    assert loaded.model(**loaded.example)["out"].isfinite().all()
+
+
+def test_weights_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    model = onnx.load(external(tmp_path / "dense.onnx"), load_external_data=False)
+    for number, tensor in enumerate(model.graph.initializer):
+        place = tmp_path / ("a", "b")[number % 2]
+        place.mkdir(exist_ok=True)
+        (place / "w.bin").write_bytes((tmp_path / "weights.bin").read_bytes())
+        next(entry for entry in tensor.external_data if entry.key == "location").value = f"{place.name}/w.bin"
+    onnx.save(model, tmp_path / "dense.onnx")
+    source = load_model(tmp_path / "dense.onnx").source
+    assert set(source.digests) == {"dense.onnx", "a/w.bin", "b/w.bin"}
+    assert recorded_source(source, [tmp_path]) == tmp_path / "dense.onnx"
+    changed = bytearray((tmp_path / "a" / "w.bin").read_bytes())
+    changed[0] ^= 1
+    (tmp_path / "a" / "w.bin").write_bytes(bytes(changed))
+    with pytest.raises(InputError, match=r"a/w\.bin: is not what the folder was made from \(sha256\)"):
+        recorded_source(source, [tmp_path])
 
 
 def test_a_file_without_a_feed_forward_network(tmp_path: Path) -> None:
@@ -190,7 +307,19 @@ def test_data_of_sizes_that_the_graph_does_not_take(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_folder_of_an_onnx_file_is_not_saved_again(tmp_path: Path) -> None:
+def test_what_needs_gradients_or_modules_is_refused_of_the_folder_of_an_onnx_file(tmp_path: Path) -> None:
     moeify.convert(dense_onnx(tmp_path / "dense.onnx"), tmp_path / "out", experts=4, top_k=2)
+    model = moeify.load(tmp_path / "out")
     with pytest.raises(UsageError, match="is of an ONNX file, which is not written a second time"):
-        moeify.resave(moeify.load(tmp_path / "out"), tmp_path / "out", tmp_path / "again")
+        moeify.resave(model, tmp_path / "out", tmp_path / "again")
+    for source, named in ((tmp_path / "out", "out"), (model, "the model")):
+        with pytest.raises(
+            UsageError, match=f"{named}.* is of an ONNX file, whose graph is not made dense again: take the dense"
+        ):
+            moeify.to_dense(source, tmp_path / "again")
+    with pytest.raises(InputError, match="is of an ONNX file, which runs in float32, not in bfloat16: leave out dtype"):
+        moeify.load(tmp_path / "out", dtype="bf16")
+    with pytest.raises(UsageError, match="OnnxModel cannot be trained: it is an ONNX graph, which has no gradients"):
+        moeify.set_training(model, load_balance=0.01)
+    with pytest.raises(UsageError, match="OnnxModel cannot be trained"):
+        align(model, model, [])

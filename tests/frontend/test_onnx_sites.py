@@ -64,6 +64,14 @@ FORMS: list[tuple[str, list[tuple[Any, ...]], str, bool]] = [
                                       ("Gemm", "a dt db", "y2", {"transB": 1}), ("Reshape", "y2 whole", "y")], "relu", False),
     ("sizes read from the hidden value", [*IN, *act("Relu"), ("Shape", "a", "sa"), ("Reshape", "a sa", "a2"),
                                           ("MatMul", "a2 d", "n"), ("Add", "n db", "y")], "relu", False),
+    ("a bias with leading dims", [("MatMul", "x u", "m"), ("Add", "m ub3", "h"), *act("Relu"), ("MatMul", "a d", "n"),
+                                  ("Add", "n db2", "y")], "relu", False),
+    ("Sum for Add", [("MatMul", "x u", "m"), ("Sum", "m ub", "h"), *act("Relu"), ("MatMul", "a d", "n"), ("Sum", "n db", "y")],
+     "relu", False),
+    ("Gemm with a row as its bias", [("Reshape", "x flat", "x2"), ("Gemm", "x2 u ub2", "h"), *act("Relu"),
+                                     ("Gemm", "a d db2", "y2"), ("Reshape", "y2 whole", "y")], "relu", False),
+    ("Gemm with 0 as its bias", [("Reshape", "x flat", "x2"), ("Gemm", "x2 u none", "h"), *act("Relu"),
+                                 ("Gemm", "a d db", "y2"), ("Reshape", "y2 whole", "y")], "relu", False),
     ("no bias at all", [("MatMul", "x u", "h"), *act("Relu"), ("MatMul", "a d", "y")], "relu", False),
 ]  # fmt: skip
 
@@ -72,6 +80,8 @@ def tensors() -> dict[str, Any]:
     found = ffn_weights()
     more = {
         "ut": found["u"].T.copy(), "dt": found["d"].T.copy(), "gu": np.concatenate([found["g"], found["u"]], axis=1),
+        "ub2": found["ub"][None], "ub3": found["ub"][None, None], "db2": found["db"][None], "none": np.zeros(1, np.float32),
+        "number": np.full(1, 0.5, np.float32),
         "zero": np.float32(0), "six": np.float32(6), "i0": np.array([0]), "i1": np.array([NEURONS]),
         "i2": np.array([2 * NEURONS]), "last": np.array([-1]),
         "flat": np.array([-1, HIDDEN]), "whole": np.array([2, 7, HIDDEN]),
@@ -102,12 +112,20 @@ def test_a_form_is_found_and_computes_what_the_file_computes(
     torch.testing.assert_close(model(x=x)["out"], expected, rtol=0, atol=1e-6)
 
 
+FLAT = [("Reshape", "x flat", "x2")]
+BACK = [("Gemm", "a d db", "y2"), ("Reshape", "y2 whole", "y")]
 REFUSED: list[tuple[str, list[tuple[Any, ...]], list[str], str]] = [
     ("the hidden value is an output", [*IN, *act("Relu"), *OUT], ["out", "a"], "hidden values are used elsewhere"),
     ("the hidden value is read again", [*IN, *act("Relu"), *OUT, ("MatMul", "a d2", "z")], ["out", "z"], "used elsewhere"),
     ("a normalisation inside", [*IN, *act("Relu"), ("LayerNormalization", "a ns", "a2"), ("MatMul", "a2 d", "y")], ["out"],
      "normalisation"),
     ("tied weights", [*IN, *act("Relu"), *OUT, ("Gather", "d row", "z")], ["out", "z"], "tied"),
+    ("a Gemm that scales its product", [*FLAT, ("Gemm", "x2 u", "h", {"alpha": 0.5}), *act("Gelu"), *BACK], ["out"],
+     "not in the table"),
+    ("a Gemm that scales its bias", [*FLAT, ("Gemm", "x2 u ub", "h", {"beta": 0.5}), *act("Relu"), *BACK], ["out"], "vector"),
+    ("a Gemm that adds one number", [*FLAT, ("Gemm", "x2 u number", "h"), *act("Gelu"), *BACK], ["out"], "not in the table"),
+    ("a second Gemm that scales", [*FLAT, ("Gemm", "x2 u ub", "h"), *act("Relu"), ("Gemm", "a d db", "y2", {"alpha": 0.5}),
+                                   ("Reshape", "y2 whole", "y")], ["out"], "no value of the graph"),
     ("an unknown activation", [*IN, ("Sin", "h", "s"), ("Relu", "s", "a"), *OUT], ["out"], ""),
 ]  # fmt: skip
 
@@ -177,3 +195,20 @@ def test_names_of_weights_may_be_anything(tmp_path: Path) -> None:
     assert np.array_equal(site.up.read().numpy(), found["u"].T)
     assert np.array_equal(site.down.read().numpy(), found["d"])
     assert site.path
+
+
+def test_only_names_of_caches_are_caches(tmp_path: Path) -> None:
+    """Time-series models call their data past_values."""
+    nodes = [*IN, *act("Relu"), *OUT, ("Add", "x y", "o1"), ("Add", "o1 past_values", "o2"), ("Add", "o2 past_key_0", "out")]
+    more = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1, HIDDEN]) for name in ("past_values", "past_key_0")
+    ]
+    path = write(tmp_path / "dense.onnx", nodes, used(nodes), more=more)
+    ports = opened(path).ports
+    assert (ports.fed, list(ports.implied)) == (("x", "past_values"), ["past_key_0"])
+    given = {"x": torch.ones(2, 3, HIDDEN), "past_values": torch.ones(2, 1, HIDDEN), "past_key_0": torch.ones(2, 1, HIDDEN)}
+    model = load_model(path, example=given).model
+    assert isinstance(model, OnnxModel)
+    assert not model.ports.implied
+    expected = session(path).run(None, {name: value.numpy() for name, value in given.items()})[0]
+    torch.testing.assert_close(model(**given)["out"], torch.from_numpy(expected), rtol=0, atol=1e-6)

@@ -79,6 +79,12 @@ def test_what_was_not_measured_says_how_to_get_it() -> None:
     assert not full().left_out
 
 
+def test_commands_take_any_name_of_a_folder() -> None:
+    words = " ".join(Reader(render(bare("my moe; rm x"))).text.split())
+    assert "moeify report 'my moe; rm x' --force --data TEXT" in words
+    assert "moeify bench 'my moe; rm x' --json" in words
+
+
 def test_equal_contents_give_equal_text() -> None:
     assert render(full()) == render(full())
 
@@ -90,7 +96,7 @@ def told(contents: Contents, **changes: Any) -> tuple[str, str]:
 def test_the_first_line_says_what_matters_most() -> None:
     contents = full()
     tone, text = first_line(contents)
-    assert (tone, text[:40]) == ("good", "Routing beats a static mask of the same ")
+    assert (tone, text[:41]) == ("good", "The conversion beats a static mask of as ")
     assert told(contents, budget=0.3)[0] == "bad"
     assert told(contents, budget=0.3)[1].startswith("Void: on this data a token uses 40.0%")
     assert told(contents, verdict="the conversion loses") == ("bad", "The conversion loses.")

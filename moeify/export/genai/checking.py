@@ -30,24 +30,26 @@ def installed() -> str | None:
     return str(onnxruntime_genai.__version__)
 
 
-def check_generation(folder: Path, ids: NDArray[Any], *, native: bool, compare: bool = True) -> int:
-    """How many tokens were generated from ids [1, tokens], with the logits of ONNX Runtime at each; 0 without `compare`, where
-    two runs are not alike. native: the file needs the native library.
+def check_generation(folder: Path, ids: NDArray[Any], *, context: int, native: bool, compare: bool = True) -> int | None:
+    """How many tokens were generated from ids [1, tokens], with the logits of ONNX Runtime at each; None without `compare`,
+    where two runs are not alike. context: tokens that a text may have: ids that leave no room to it are left out. native: the
+    file needs the native library.
 
     Raises ConversionError where onnxruntime-genai does not open the folder, or computes something else than the same file in
     ONNX Runtime.
     """
+    ids = ids[:, : max(1, context - TOKENS)]
     try:
-        chosen, seen = _generated(folder, ids)
+        chosen, seen = _generated(folder, ids, min(ids.shape[1] + TOKENS, context))
     except Exception as error:  # its exceptions have no common class of their own
         raise ConversionError(f"onnxruntime-genai cannot run the folder: {error}; nothing was written") from error
     if not compare:
-        return 0
+        return None
     decoder = Decoder(session(folder / "model.onnx", native=native))
     given = ids
     for place, (token, logits) in enumerate(zip(chosen, seen, strict=True)):
         expected = decoder.step(given)[0, -1].astype(np.float32)
-        distance = float(np.abs(logits - expected).max() / np.abs(expected).max())
+        distance = float(np.abs(logits - expected).max() / max(np.abs(expected).max(), 1e-30))
         if not distance <= _BOUND:
             raise ConversionError(
                 f"onnxruntime-genai, token {place}: its logits are {distance:.1e} of the largest away from those of ONNX "
@@ -57,13 +59,13 @@ def check_generation(folder: Path, ids: NDArray[Any], *, native: bool, compare: 
     return len(chosen)
 
 
-def _generated(folder: Path, ids: NDArray[Any]) -> tuple[list[int], list[NDArray[Any]]]:
-    """The tokens, and the logits [vocabulary] that each was chosen by."""
+def _generated(folder: Path, ids: NDArray[Any], length: int) -> tuple[list[int], list[NDArray[Any]]]:
+    """The tokens up to a length, ids included, and the logits [vocabulary] that each was chosen by."""
     import onnxruntime_genai as genai
 
     model = genai.Model(str(folder))
     settings = genai.GeneratorParams(model)
-    settings.set_search_options(max_length=ids.shape[1] + TOKENS, do_sample=False, batch_size=1, repetition_penalty=1.0)
+    settings.set_search_options(max_length=length, do_sample=False, batch_size=1, repetition_penalty=1.0)
     generator = genai.Generator(model, settings)
     generator.append_tokens(ids.astype(np.int32))
     tokens: list[int] = []

@@ -11,20 +11,22 @@ from moeify.export.onnx.report import OnnxReport
 @dataclass(frozen=True)
 class GenaiReport:
     """path: the folder; files: in it, the checked ones; model: of the ONNX file; version: of the onnxruntime-genai that has
-    generated with it, None where that is not installed; tokens: compared with ONNX Runtime's, 0 where experts are drawn at
-    random; size: of the folder in bytes."""
+    generated with it, None where that is not installed; tokens: compared with ONNX Runtime's, None where none were, as
+    that is not installed or experts are drawn at random; size: of the folder in bytes."""
 
     path: str
     files: tuple[str, ...]
     model: OnnxReport
     version: str | None
-    tokens: int
+    tokens: int | None
     size: int
     seconds: float
 
     def __str__(self) -> str:
         compared = (
-            f"{self.tokens} greedy tokens with the logits of ONNX Runtime" if self.tokens else "run; it draws its experts"
+            "run; it draws its experts"
+            if self.tokens is None
+            else f"{self.tokens} greedy tokens with the logits of ONNX Runtime"
         )
         checked = (
             f"onnxruntime-genai {self.version}: opened, {compared}"

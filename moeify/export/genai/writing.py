@@ -52,11 +52,13 @@ def export_genai(
         operators = _copied_library(part) if lowering == "native" else None
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
-        _write(part / CONFIG, genai_config(model, tokenizer, found, operators))
-        version, alike = installed(), 0
+        config = genai_config(model, tokenizer, found, operators)
+        _write(part / CONFIG, config)
+        version, alike = installed(), None
         if version is not None:
             prompt = ids["input_ids"][:1].cpu().numpy()
-            alike = check_generation(part, prompt, native=lowering == "native", compare=not _random(model))
+            context: int = config["model"]["context_length"]
+            alike = check_generation(part, prompt, context=context, native=lowering == "native", compare=not _random(model))
         files = tuple(sorted(path.name for path in part.iterdir()))
         size = sum(path.stat().st_size for path in part.iterdir())
         found = replace(found, path=str(output / "model.onnx"))

@@ -1,8 +1,9 @@
-"""The written checkpoint beside the converted model: the same experts, and the same logits."""
+"""A stock checkpoint beside a converted model: the same experts, and the same logits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,52 +12,75 @@ from torch import Tensor, nn
 
 from moeify.errors import ConversionError
 from moeify.export.hf.report import Agreement
-from moeify.export.hf.shape import StockShape
+from moeify.frontend.load_quietly import quiet_transformers
 from moeify.ir.model_graph import Batch
 from moeify.layers.budget import moe_layers
 from moeify.measure.outputs import evaluating, main_output, run
 
 #: Difference of logits / the largest one, by the dtype of the weights, where all choices agree.
-_BOUNDS = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+BOUNDS = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 #: At most such a share of choices may be another: scores that are nearly equal.
 _FLIPPED = {torch.float32: 0.01, torch.float16: 0.1, torch.bfloat16: 0.1}
 
 
-def compare(model: nn.Module, folder: Path, example: Batch, shape: StockShape, *, exact: bool) -> Agreement:
-    """exact: nothing was left out, so both must agree. Raises ConversionError where they don't, or the folder does not load."""
-    from transformers import AutoModelForCausalLM
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a stock model did with the example. logits: float32 [sequences, tokens, vocabulary]; of each router inputs: x
+    [tokens, hidden]; chosen: bool [tokens, experts]."""
 
-    parameter = next(model.parameters())
-    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=parameter.dtype, local_files_only=True).to(parameter.device)
+    logits: Tensor
+    inputs: list[Tensor]
+    chosen: list[Tensor]
+
+
+def look(stock: nn.Module, example: Batch) -> Seen:
+    """Runs a stock model."""
     routers = [module for module in stock.modules() if type(module).__name__.lower().endswith("topkrouter")]
-    wanted, ours = _run(model, example, moe_layers(model).values(), lambda layer, inputs, _: layer.route(inputs[0]).chosen)
-    given, theirs = _run(stock, example, routers, lambda _, inputs, output: _mask(output[2], shape.experts))
-    alike = torch.stack([(a == b).all(-1) for a, b in zip(ours, theirs, strict=True)])  # [layers, tokens]
-    rows = wanted.shape[0]
-    kept = alike.all(0).view(rows, -1).all(-1)  # sequences in which every choice agrees
-    distance = float((wanted - given)[kept].abs().max() / wanted.abs().max()) if kept.any() else None
-    found = Agreement(distance, float(alike.float().mean()), alike.shape[1])
-    bound, flipped = _BOUNDS[parameter.dtype], _FLIPPED[parameter.dtype]
-    if exact and ((distance is not None and not distance <= bound) or found.alike < 1 - flipped):
-        raise ConversionError(f"the stock checkpoint is not the converted model: {found}; nothing was written")
+    logits, calls = _run(stock, example, routers, lambda router, inputs, output: (inputs[0], _mask(output[2], router)))
+    width = calls[0][0].shape[-1]
+    return Seen(logits, [x.reshape(-1, width) for x, _ in calls], [chosen for _, chosen in calls])
+
+
+def agreement(model: nn.Module, seen: Seen, example: Batch) -> Agreement:
+    """Choices are compared on the inputs that the stock model's routers had, logits of tokens before the first other choice."""
+    layers = list(moe_layers(model).values())
+    local = [(layer.route(x).chosen == theirs).all(-1) for layer, x, theirs in zip(layers, seen.inputs, seen.chosen)]
+    logits, ours = _run(model, example, layers, lambda layer, inputs, _: layer.route(inputs[0]).chosen)
+    rows = logits.shape[0]
+    alike = torch.stack([(a == b).all(-1) for a, b in zip(ours, seen.chosen, strict=True)]).all(0).view(rows, -1)
+    kept = alike.long().cumprod(1).bool()  # a token sees those before it
+    distance = float((logits - seen.logits)[kept].abs().max() / logits.abs().max()) if kept.any() else None
+    return Agreement(distance, float(torch.stack(local).float().mean()), kept.numel())
+
+
+def compare(model: nn.Module, folder: Path, example: Batch, *, exact: bool) -> Agreement:
+    """exact: nothing was left out, so both must agree. Raises ConversionError where they don't, or the folder does not load."""
+    parameter = next(model.parameters())
+    found = agreement(model, look(load_stock(folder, parameter.dtype).to(parameter.device), example), example)
+    if exact:
+        check(found, BOUNDS[parameter.dtype], parameter.dtype, "the stock checkpoint is not the converted model")
     return found
 
 
-def score_spreads(model: nn.Module, example: Batch) -> dict[str, float]:
-    """Of each MoE layer with a router: the largest distance between two scores of one token."""
-    layers = {path: layer for path, layer in moe_layers(model).items() if layer.router is not None}
-    _, seen = _run(
-        model, example, layers.values(), lambda layer, inputs, _: layer.router(inputs[0].reshape(-1, layer.config.hidden))
-    )
-    return {path: float((scores.amax(-1) - scores.amin(-1)).max()) for path, scores in zip(layers, seen, strict=True)}
+def check(found: Agreement, bound: float, dtype: torch.dtype, words: str) -> None:
+    """Raises ConversionError, with those words, where too many choices are others, or logits lie further apart."""
+    if (found.distance is not None and not found.distance <= bound) or found.alike < 1 - _FLIPPED[dtype]:
+        raise ConversionError(f"{words}: {found}; nothing was written")
+
+
+def load_stock(folder: Path, dtype: torch.dtype) -> Any:
+    """The stock model of a folder, in eval mode, on the CPU."""
+    with quiet_transformers("a stock checkpoint") as transformers:
+        options = {"dtype": dtype, "local_files_only": True, "trust_remote_code": False}
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, **options).eval()
 
 
 def _run(
-    model: nn.Module, example: Batch, watched: Iterable[nn.Module], look: Callable[[Any, Any, Any], Tensor]
-) -> tuple[Tensor, list[Tensor]]:
+    model: nn.Module, example: Batch, watched: Iterable[nn.Module], look: Callable[[Any, Any, Any], Any]
+) -> tuple[Tensor, list[Any]]:
     """Logits in float32, and what `look` makes of (module, inputs, output) of each watched module, as they are called."""
-    seen: list[Tensor] = []
+    seen: list[Any] = []
     handles = [module.register_forward_hook(lambda *call: seen.append(look(*call))) for module in watched]
     try:
         with evaluating(model), torch.no_grad():
@@ -66,6 +90,7 @@ def _run(
             handle.remove()
 
 
-def _mask(indices: Tensor, experts: int) -> Tensor:
+def _mask(indices: Tensor, router: nn.Module) -> Tensor:
     """bool [tokens, experts] of indices [tokens, top_k]."""
+    experts = router.get_parameter("weight").shape[0]
     return torch.zeros(len(indices), experts, dtype=torch.bool, device=indices.device).scatter_(1, indices, True)

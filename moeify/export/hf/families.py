@@ -9,12 +9,6 @@ from typing import Any, Literal
 from moeify.errors import ConversionError
 from moeify.export.hf.shape import StockShape
 
-#: Where gates are to be 1 and a class makes them sum up to 1, the router's weights are made so small that the gates are nearly
-#: equal, and what they weigh is scaled up. A power of two keeps the order of the scores. So far apart may the scores of a token
-#: lie then. The first where scores choose before they become gates; the second where the choice is by probabilities, which are
-#: equal where scores nearly are: the difference between gates is bounded by it, and one choice in some thousand moves.
-BY_SCORES, BY_PROBABILITIES = 2.0**-20, 2.0**-10
-
 Fields = Mapping[str, Any]
 
 
@@ -22,7 +16,7 @@ Fields = Mapping[str, Any]
 class Family:
     """A stock class. target: its model_type; sources: of the dense models whose attention it has.
 
-    gates: (rule, normalised) that it computes as they are. flat: how far apart the scores of a token may lie for gates of 1.
+    gates: (rule, normalised) that it computes as they are; gates of 1 every class comes near to (weights.FLAT).
     shared: widths of a shared expert that it holds: none, any, or multiples of the routed ones'. dense: which layers may stay
     dense. unlike: what the config of a source lacks to fit, or None. fields: of the config, beside those that both have.
     scaled_by_config: a field scales the sum of the gates.
@@ -31,7 +25,6 @@ class Family:
     target: str
     sources: tuple[str, ...]
     gates: tuple[tuple[str, bool], ...]
-    flat: float
     shared: Literal["none", "any", "multiple"]
     dense: Literal["none", "any", "first"]
     unlike: Callable[[Fields], str | None]
@@ -102,6 +95,11 @@ def _never(source: Fields) -> str | None:
     return None
 
 
+def _head(source: Fields) -> int:
+    """Width of a head of attention: not all classes have a field for it by default, but all read one."""
+    return int(source.get("head_dim") or source["hidden_size"] // source["num_attention_heads"])
+
+
 def _local(shape: StockShape, source: Fields) -> dict[str, Any]:
     """As Mixtral names them; the others' names follow."""
     return {
@@ -114,7 +112,7 @@ def _mixtral(shape: StockShape, source: Fields) -> dict[str, Any]:
 
 
 def _granite(shape: StockShape, source: Fields) -> dict[str, Any]:
-    head = source.get("head_dim") or source["hidden_size"] // source["num_attention_heads"]
+    head = _head(source)
     ones = {"embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0, "attention_multiplier": head**-0.5}
     own = ones if source["model_type"] != "granite" else {}
     shared = {"shared_intermediate_size": shape.shared} if shape.shared else {}
@@ -124,7 +122,7 @@ def _granite(shape: StockShape, source: Fields) -> dict[str, Any]:
 def _qwen(shape: StockShape, source: Fields) -> dict[str, Any]:
     return {
         "num_experts": shape.experts, "num_experts_per_tok": shape.top_k, "moe_intermediate_size": shape.width,
-        "norm_topk_prob": shape.normalize or shape.gates == "one", "decoder_sparse_step": 1,
+        "norm_topk_prob": shape.normalize or shape.gates == "one", "decoder_sparse_step": 1, "head_dim": _head(source),
     }  # fmt: skip
 
 
@@ -143,15 +141,14 @@ def _deepseek(shape: StockShape, source: Fields) -> dict[str, Any]:
     flat = shape.gates == "one"
     return {
         "n_routed_experts": shape.experts, "num_experts_per_tok": shape.top_k, "moe_intermediate_size": shape.width,
-        "n_shared_experts": shape.shared // shape.width, "n_group": 1, "topk_group": 1,
+        "n_shared_experts": shape.shared // shape.width, "n_group": 1, "topk_group": 1, "head_dim": _head(source),
         "norm_topk_prob": shape.normalize or flat, "routed_scaling_factor": float(shape.top_k) if flat else 1.0,
     }  # fmt: skip
 
 
 def _glm4(shape: StockShape, source: Fields) -> dict[str, Any]:
-    head = source.get("head_dim") or source["hidden_size"] // source["num_attention_heads"]
     rope = {**(source.get("rope_parameters") or {}), "partial_rotary_factor": 1.0}
-    return _deepseek(shape, source) | {"use_qk_norm": False, "head_dim": head, "num_mtp_layers": 0, "rope_parameters": rope}
+    return _deepseek(shape, source) | {"use_qk_norm": False, "num_mtp_layers": 0, "rope_parameters": rope}
 
 
 _SOFTMAX, _EITHER = (("softmax", True),), (("softmax", True), ("softmax", False))
@@ -160,15 +157,16 @@ _LLAMAS = ("llama", "mistral")
 
 
 def _rows() -> Iterator[Family]:
-    # Mixtral is the best known. Where experts are added up Granite's is better: it chooses by scores, not by probabilities.
-    yield Family("granitemoe", _LLAMAS, (), BY_SCORES, "none", "none", _windows, _granite)
-    yield Family("mixtral", _LLAMAS, _SOFTMAX, BY_PROBABILITIES, "none", "none", _biases, _mixtral)
-    yield Family("granitemoe", ("granite",), _SOFTMAX, BY_SCORES, "none", "none", _never, _granite)
-    yield Family("granitemoeshared", (*_LLAMAS, "granite"), _SOFTMAX, BY_SCORES, "any", "none", _windows, _granite)
-    yield Family("qwen2_moe", (*_LLAMAS, "qwen2"), _EITHER, BY_PROBABILITIES, "any", "any", _unless_qwen2, _qwen2)
-    yield Family("glm4_moe", _LLAMAS, _SIGMOID, BY_PROBABILITIES, "multiple", "first", _either, _glm4, True)
-    yield Family("qwen3_moe", ("qwen3",), _EITHER, BY_PROBABILITIES, "none", "any", _one_window, _qwen)
-    yield Family("dots1", ("qwen3",), _SIGMOID, BY_PROBABILITIES, "multiple", "first", _never, _deepseek, True)
+    # Mixtral is the best known. Where experts are added up Granite's is better: in transformers it chooses by scores, which are
+    # finer than probabilities.
+    yield Family("granitemoe", _LLAMAS, (), "none", "none", _windows, _granite)
+    yield Family("mixtral", _LLAMAS, _SOFTMAX, "none", "none", _biases, _mixtral)
+    yield Family("granitemoe", ("granite",), _SOFTMAX, "none", "none", _never, _granite)
+    yield Family("granitemoeshared", (*_LLAMAS, "granite"), _SOFTMAX, "any", "none", _windows, _granite)
+    yield Family("qwen2_moe", (*_LLAMAS, "qwen2"), _EITHER, "any", "any", _unless_qwen2, _qwen2)
+    yield Family("glm4_moe", _LLAMAS, _SIGMOID, "multiple", "first", _either, _glm4, True)
+    yield Family("qwen3_moe", ("qwen3",), _EITHER, "none", "any", _one_window, _qwen)
+    yield Family("dots1", ("qwen3",), _SIGMOID, "multiple", "first", _never, _deepseek, True)
 
 
 FAMILIES = tuple(_rows())

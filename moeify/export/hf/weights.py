@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -10,33 +9,29 @@ from torch import Tensor, nn
 
 from moeify.export.hf.families import IDLE_SHARED, Family
 from moeify.export.hf.shape import StockShape
+from moeify.layers.folding import folded
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.rows import Rows
 
 
-def layer_tensors(family: Family, shape: StockShape, index: int, layer: MoELayer, spread: float) -> dict[str, Tensor]:
-    """Of one MoE layer with plain rows; sums of the parts are scaled as the class needs it.
-
-    spread: the largest distance between scores of one token that was seen.
-    """
-    flat = shape.gates == "one"
-    router = torch.zeros(shape.experts, layer.config.hidden, dtype=layer.down.dtype)
-    if layer.router is not None:
-        router = (
-            layer.router.get_parameter("weight") if "weight" in layer.router._parameters else layer.router.get_buffer("weight")
-        )
+def layer_tensors(family: Family, shape: StockShape, index: int, layer: MoELayer, scale: float) -> dict[str, Tensor]:
+    """Of one MoE layer; sums of the parts are scaled as the class needs it. scale: of the router (flat_gates), 1 else."""
+    layer = folded(layer)
     shared, *routed = layer.rows.runs([shape.shared, *layer.config.sizes])
     down = torch.stack([rows.down.T for rows in routed])
     found = {
-        "router": router * _power_of_two(family.flat / spread) if flat and spread else router,
+        "router": router_weight(layer) * scale,
         "gate_up": torch.stack([torch.cat((_gate(rows), rows.up)) for rows in routed]),
-        "down": down * shape.top_k if flat and not family.scaled_by_config else down,
+        "down": down * shape.top_k if shape.gates == "one" and not family.scaled_by_config else down,
     }
     return {name: tensor.detach().contiguous() for name, tensor in _named(family, index, found, shared, shape, layer).items()}
 
 
-def _power_of_two(most: float) -> float:
-    return float(2.0 ** math.floor(math.log2(most)))
+def router_weight(layer: MoELayer) -> Tensor:
+    """[experts, hidden]; zeros where all experts are on without one."""
+    if layer.router is None:
+        return torch.zeros(layer.config.experts, layer.config.hidden, dtype=next(layer.parameters()).dtype)
+    return layer.router.get_parameter("weight") if "weight" in layer.router._parameters else layer.router.get_buffer("weight")
 
 
 def _named(

@@ -5,57 +5,72 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from moeify.errors import ConversionError, MissingExtraError
 from moeify.export.atomic import EXPORT, whole_folder
 from moeify.export.hf.card import CARD, card
-from moeify.export.hf.checking import compare, score_spreads
+from moeify.export.hf.checking import compare
+from moeify.export.hf.checkpoint import write_checkpoint
+from moeify.export.hf.dense_config import OWN
 from moeify.export.hf.families import Family, families_of, family_of
+from moeify.export.hf.flat_gates import router_scale
+from moeify.export.hf.making import Making, entry_of, held, weight_digests
 from moeify.export.hf.report import HfReport
 from moeify.export.hf.shape import StockShape, shape_of
-from moeify.export.hf.weights import layer_tensors, other_tensors
+from moeify.export.hf.weights import layer_tensors, other_tensors, router_weight
 from moeify.ir.model_graph import Batch
 from moeify.layers.budget import moe_layers
-from moeify.layers.folding import folded_layers
 from moeify.layers.moe_layer import MoELayer
 
-#: A shard of the checkpoint, at most.
-SHARD = "4GB"
+#: Bytes of tensors in one file of the checkpoint, at most.
+SHARD = 4 * 10**9
 
 #: Where the FFN of a decoder layer stands in all models that have a stock class.
 _PLACE = re.compile(r"model\.layers\.(\d+)\.mlp")
 
-#: Fields of a config that say what it is, and not what it computes.
-_OWN = frozenset({"model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path", "auto_map"})
+
+@dataclass(frozen=True)
+class Told:
+    """What a converted folder tells of its model. recipe: TOML; report: report.json, parsed."""
+
+    recipe: str | None = None
+    report: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, folder: Path) -> Told:
+        return cls((folder / "recipe.toml").read_text("utf-8"), json.loads((folder / "report.json").read_text("utf-8")))
 
 
 def export_hf(
     model: nn.Module, example: Batch, output: Path, *, tokenizer: Any = None, lossy: bool = False, force: bool = False,
-    recipe: str | None = None,
+    most: int = SHARD, told: Told | None = None,
 ) -> HfReport:  # fmt: skip
     """Writes the folder once the stock model, loaded from it, has chosen the same experts and given the same outputs.
 
-    lossy: leave out what no class holds (idle vectors, low-rank term, output bias, threshold); the report says what. Where
-    experts are added up, gates of nearly 1 / top_k stand for it: see docs/stock-checkpoints.md. The model is left as it was.
-    Raises ConversionError where no class holds the model, with the reason, or the written one computes something else;
-    OutputError where the folder cannot be written.
+    lossy: leave out what no class holds (idle vectors, low-rank term, output bias, threshold); the report says what. most:
+    of tensors in a file. Where experts are added up, gates of nearly 1 / top_k stand for it: see docs/stock-checkpoints.md. The
+    model is left as it was. Raises ConversionError where no class holds the model, with the reason, or the written one computes
+    something else; OutputError where the folder cannot be written.
     """
     started = time.monotonic()
     family, shape, lost = fitting(model, lossy=lossy)
+    told = told or Told()
     with whole_folder(output, force) as part:
-        _write(model, example, family, shape, part)
+        made = _write(model, family, shape, part, most)
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
-        agreement = compare(model, part, example, shape, exact=not lost)
-        report = HfReport(str(output), family.target, str(shape), lost, agreement, _size(part), time.monotonic() - started)
-        (part / CARD).write_text(card(report, recipe), "utf-8")
-        (part / EXPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
+        found = compare(model, part, example, exact=not lost)
+        report = HfReport(str(output), family.target, str(shape), lost, found, _size(part), time.monotonic() - started)
+        (part / CARD).write_text(card(report, model, told.recipe, told.report), "utf-8")
+        made = replace(made, recipe=told.recipe, digests=weight_digests(part))
+        (part / EXPORT).write_text(json.dumps(report.to_json() | {"made_of": made.to_json()}, indent=2) + "\n", "utf-8")
     return report
 
 
@@ -85,41 +100,53 @@ def check_source(model: Any) -> dict[str, Any]:
     return source
 
 
-def _write(model: nn.Module, example: Batch, family: Family, shape: StockShape, folder: Path) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _write(model: Any, family: Family, shape: StockShape, folder: Path, most: int) -> Making:
+    from transformers import AutoModelForCausalLM
 
-    source: Any = model.config
-    given = {name: value for name, value in source.to_dict().items() if name not in _OWN}
+    layers, dtype = moe_layers(model), next(model.parameters()).dtype
+    scales = {path: _scale(model, path, layer) if shape.gates == "one" else 1.0 for path, layer in layers.items()}
+    with torch.device("meta"):
+        outline = AutoModelForCausalLM.from_config(_config(model, family, shape), dtype=dtype)
+    outline.generation_config = getattr(model, "generation_config", None)
+    write_checkpoint(outline, _parts(model, family, shape, scales, dtype), folder, most)
+    entries = {path: entry_of(path, held(layer.config)) for path, layer in layers.items()}
+    return Making(model.config.model_type, model.config.intermediate_size, entries, scales)
+
+
+def _config(model: Any, family: Family, shape: StockShape) -> Any:
+    """That of the stock model: every field that both have, and its own."""
+    from transformers import AutoConfig
+
+    source = model.config.to_dict()
     known = AutoConfig.for_model(family.target).to_dict()
-    fields = {name: value for name, value in given.items() if name in known} | family.fields(shape, source.to_dict())
+    fields = {name: value for name, value in source.items() if name in known and name not in OWN}
+    fields |= family.fields(shape, source)
     dense = _dense_layers(model, moe_layers(model))
     if dense:
         fields |= {"mlp_only_layers": list(dense)} if family.dense == "any" else {"first_k_dense_replace": len(dense)}
     elif family.dense == "first":
         fields["first_k_dense_replace"] = 0
-    dtype = next(model.parameters()).dtype
-    with torch.device("meta"):
-        stock = AutoModelForCausalLM.from_config(AutoConfig.for_model(family.target, **fields), dtype=dtype)
-    spreads = score_spreads(model, example) if shape.gates == "one" else {}
-    with folded_layers(model):
-        layers = moe_layers(model)
-        state = other_tensors(model, layers)
-        for path, layer in layers.items():
-            state |= layer_tensors(family, shape, _index(path), layer, spreads.get(path, 0.0))
-    state = {name: tensor if tensor.dtype == torch.float32 else tensor.to(dtype) for name, tensor in state.items()}
-    missing, unexpected = stock.load_state_dict(state, strict=False, assign=True)
-    missing = [name for name in missing if name not in (stock._tied_weights_keys or {})]
-    if missing or unexpected:
-        raise ConversionError(
-            f"{family.target} has other tensors than this model: missing {', '.join(missing[:4]) or 'none'}, "
-            f"unexpected {', '.join(unexpected[:4]) or 'none'}"
-        )
-    stock.tie_weights()
-    if getattr(model, "generation_config", None) is not None:
-        stock.generation_config = model.generation_config
-    stock.save_pretrained(folder, max_shard_size=SHARD)
-    for file in folder.glob("*.safetensors"):  # safetensors leaves them to their owner alone
-        file.chmod((folder / "config.json").stat().st_mode)
+    return AutoConfig.for_model(family.target, **fields)
+
+
+def _parts(
+    model: nn.Module, family: Family, shape: StockShape, scales: Mapping[str, float], dtype: torch.dtype
+) -> Iterator[dict[str, Tensor]]:
+    """The tensors of the stock model: all that stays, then layer by layer, so that one layer's experts are held at a time."""
+    layers = moe_layers(model)
+    yield {name: _cast(tensor, dtype) for name, tensor in other_tensors(model, layers).items()}
+    for path, layer in layers.items():
+        found = layer_tensors(family, shape, _index(path), layer, scales[path])
+        yield {name: _cast(tensor, dtype) for name, tensor in found.items()}
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == torch.float32 else tensor.to(dtype)
+
+
+def _scale(model: nn.Module, path: str, layer: MoELayer) -> float:
+    norm = model.get_parameter(f"model.layers.{_index(path)}.post_attention_layernorm.weight")
+    return router_scale(router_weight(layer), norm)
 
 
 def _index(path: str) -> int:

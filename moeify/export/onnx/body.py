@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moeify.export.onnx.body_choice import gates, mask, values
-from moeify.export.onnx.body_contrib import CONTRIB
-from moeify.export.onnx.body_experts import gated_rows, neurons, split_shared
+from moeify.export.onnx.body_contrib import CONTRIB, keeps_integers
+from moeify.export.onnx.body_experts import gated_rows, neurons, routed_integers, split_shared
 from moeify.export.onnx.body_forms import Chosen, routed_experts
 from moeify.export.onnx.body_integers import restored
 from moeify.export.onnx.body_shape import DOMAIN, INTEGERS, BodyShape
@@ -59,7 +59,9 @@ def overload(shape: BodyShape, form: Form) -> str:
 def moe_operations(op: Operations, shape: BodyShape, form: Form, given: Values) -> ir.Value:
     """Writes the layer's operations; given: the inputs that are present. y [..., output], in the type of x."""
     v = _in_float(op, shape, given)
-    return _restore(op, given["x"], v["down"], _layer(op, shape, form, v))
+    kept = "contrib" in form.kinds and keeps_integers(shape)
+    stored = {name: given[name] for name in given if kept and name.removesuffix("_scale") in INTEGERS}
+    return _restore(op, given["x"], v["down"], _layer(op, shape, form, v, stored))
 
 
 def _in_float(op: Operations, shape: BodyShape, given: Values) -> Values:
@@ -84,14 +86,15 @@ def _restore(op: Operations, x: ir.Value, down: ir.Value, y: ir.Value) -> ir.Val
     return y if x.dtype == FLOAT else op("CastLike", y, x)
 
 
-def _layer(op: Operations, shape: BodyShape, form: Form, v: Values) -> ir.Value:
-    """y [tokens, output]."""
+def _layer(op: Operations, shape: BodyShape, form: Form, v: Values, stored: Values) -> ir.Value:
+    """y [tokens, output]. stored: the integers and scales that the form computes with."""
     value = values(op, shape, v["scores"])
     if not shape.choosing:
         return _always(op, shape, v, gated_rows(op, shape, v, gates(op, shape, value, None)))
     on = mask(op, shape, v, value)
     shared, rows = split_shared(op, shape, v)
-    y = routed_experts(op, shape, form, Chosen(v, rows, on, gates(op, shape, value, on)))
+    integers = routed_integers(op, shape, v, stored)
+    y = routed_experts(op, shape, form, Chosen(v, rows, integers, on, gates(op, shape, value, on)))
     if shared is not None:
         y = op("Add", y, neurons(op, shape, v["x"], shared))
     return _always(op, shape, v, _plus_idle(op, shape, v, on, y))

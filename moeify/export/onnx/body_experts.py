@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
 def split_shared(op: Operations, shape: BodyShape, v: Values) -> tuple[Values | None, Values]:
     """The row-wise weights of the shared expert (None: there is none) and those of all routed experts."""
-    rows = {name: v[name] for name in ROWWISE if name in v}
+    return _split(op, shape, v, {name: v[name] for name in ROWWISE if name in v})
+
+
+def routed_integers(op: Operations, shape: BodyShape, v: Values, stored: Values) -> Values:
+    """The rows of all routed experts, of matrices that are stored as integers and of their scales."""
+    return _split(op, shape, v, stored)[1]
+
+
+def _split(op: Operations, shape: BodyShape, v: Values, rows: Values) -> tuple[Values | None, Values]:
     if not shape.shared:
         return None, rows
     first = op("Slice", v["offsets"], op.constant([0]), op.constant([1]))

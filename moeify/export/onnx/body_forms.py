@@ -23,11 +23,12 @@ FLOAT, INT64 = 1, 7  # of TensorProto.DataType
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """v: the node's inputs. rows: the row-wise weights of all routed experts. on [tokens, experts] bool, gate likewise float32
-    (None: 1 where on)."""
+    """v: the node's inputs. rows: the row-wise weights of all routed experts. integers: of them what is stored as such, with
+    scales; nothing where floats serve. on [tokens, experts] bool, gate likewise float32 (None: 1 where on)."""
 
     v: Values
     rows: Values
+    integers: Values
     on: ir.Value
     gate: ir.Value | None
 
@@ -114,7 +115,7 @@ def _scaled_out(op: Operations, h: ir.Value, factor: ir.Value, size: int, down: 
 
 
 def _contrib(op: Operations, shape: BodyShape, size: int, chosen: Chosen) -> ir.Value:
-    return contrib_operator(op, shape, size, chosen.v["x"], chosen.rows, _factor(op, chosen))
+    return contrib_operator(op, shape, size, chosen.v["x"], chosen.rows | chosen.integers, _factor(op, chosen))
 
 
 def _factor(op: Operations, chosen: Chosen) -> ir.Value:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moeify.errors import InputError, MissingExtraError, MoeifyError
+from moeify.frontend.onnx.external import files_beside, hold_external
 from moeify.frontend.onnx.quantised import quantised_reason
 from moeify.runtime.session import model_file
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 OPSET = 20
 #: Where a graph keeps the opset that it was raised from.
 RAISED = "moeify_raised_from"
+#: Where it keeps the files beside it that hold its tensors, by their paths relative to its folder.
+BESIDE = "moeify_beside"
 #: The domain of our own operator: its functions stay.
 DOMAIN = "moeify"
 
@@ -39,6 +42,8 @@ def read_onnx(path: Path) -> ir.Model:
         model = ir.load(path)
         _check(model, path)
         _settled(model)
+        _check_floats(model, path)  # what stood in functions and constants too
+        hold_external(model)
         model.graph.sort()
         list(ir.traversal.RecursiveGraphIterator(model.graph))
     except MoeifyError:
@@ -56,26 +61,13 @@ def read_onnx(path: Path) -> ir.Model:
 def _check(model: ir.Model, path: Path) -> None:
     if not len(model.graph):
         raise InputError(f"{path}: holds no graph; export it again")
-    for value in model.graph.initializers.values():
-        _check_external(value, path)
+    model.meta[BESIDE] = files_beside(model, path)
+    _check_floats(model, path)
+
+
+def _check_floats(model: ir.Model, path: Path) -> None:
     if (reason := quantised_reason(model)) is not None:
         raise InputError(f"{path}: {reason}")
-
-
-def _check_external(value: ir.Value, path: Path) -> None:
-    """Raises InputError where an initializer's data lie in a file that is not there, or too short."""
-    import onnx_ir as ir
-
-    tensor = value.const_value
-    if not isinstance(tensor, ir.ExternalTensor):
-        return
-    place = Path(tensor.path)
-    if not place.resolve().is_relative_to(path.parent.resolve()):
-        raise InputError(f"{path}: names weights outside of its folder ({tensor.location}); keep them beside the file")
-    if not place.is_file():
-        raise InputError(f"{path}: its weights are in {tensor.location}, which is missing; copy it beside the file")
-    if place.stat().st_size < (tensor.offset or 0) + tensor.nbytes:
-        raise InputError(f"{place}: is too short for {value.name} of {path.name}; copy it again")
 
 
 def _settled(model: ir.Model) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 _BATCH, _LENGTH = 2, 7
 #: Token ids are below so many where the graph does not tell the size of its table.
 _FEW = 2
+
+#: Names of a decoder's cache as exporters give them: past_key_values.0.key, past.0.value, past_key_0.
+_CACHE = re.compile(r"past_key_values.*|past\.\d+\..*|past_(key|value)_\d+")
 
 _TYPES = {
     "FLOAT": torch.float32, "DOUBLE": torch.float64, "FLOAT16": torch.float16, "INT64": torch.int64, "INT32": torch.int32,
@@ -49,10 +53,14 @@ class Ports:
     vocabulary: int | None = None
 
     @classmethod
-    def of(cls, model: ir.Model, where: str) -> Ports:
-        """Raises InputError for a graph without inputs or outputs, or with inputs that are no tensors of known types."""
+    def of(cls, model: ir.Model, where: str, named: Collection[str] = ()) -> Ports:
+        """named: what a batch is known to hold, whatever it is called.
+
+        Raises InputError for a graph without inputs or outputs, or with inputs that are no tensors of known types.
+        """
         inputs = {value.name or "": value for value in model.graph.inputs}
-        implied = {name: EmptyCache(_sizes(value), _dtype(value, where)) for name, value in inputs.items() if _is_implied(name)}
+        caches = (name for name in inputs if _is_implied(name) and name not in named)
+        implied = {name: EmptyCache(_sizes(inputs[name]), _dtype(inputs[name], where)) for name in caches}
         fed = tuple(name for name in inputs if name not in implied)
         floats = [v for v in model.graph.outputs if v.dtype is None or v.dtype.is_floating_point()]
         outputs = dict.fromkeys(str(v.name) for v in (*floats, *model.graph.outputs))
@@ -96,7 +104,7 @@ def _made(name: str, value: ir.Value, ports: Ports, generator: torch.Generator, 
 
 
 def _is_implied(name: str) -> bool:
-    return name.startswith(("past_key_values", "past.", "past_")) or name == "use_cache_branch"
+    return _CACHE.fullmatch(name) is not None or name == "use_cache_branch"
 
 
 def _sizes(value: ir.Value) -> tuple[int | None, ...]:

@@ -18,7 +18,7 @@ from moeify.frontend.load_example import ASSUMED
 from moeify.frontend.load_huggingface import TOKENIZER_FILES, tokenizer_in
 from moeify.frontend.load_quietly import quiet_transformers
 from moeify.frontend.loaded import LoadedModel, SourceInfo, file_digest
-from moeify.frontend.onnx.file import OPSET, RAISED, read_onnx
+from moeify.frontend.onnx.file import BESIDE, OPSET, RAISED, read_onnx
 from moeify.frontend.onnx.inputs import Ports, made_up
 from moeify.frontend.onnx.model import OnnxModel
 from moeify.frontend.onnx.segment import first_line
@@ -67,6 +67,8 @@ def with_onnx_inputs(loaded: LoadedModel, example: Batch | None) -> LoadedModel:
     """
     model, where = loaded.model, str(loaded.path)
     assert isinstance(model, OnnxModel)
+    if isinstance(example, dict):
+        model.ports = Ports.of(model.graph, where, named=example)
     batch = made_up(model.graph, model.ports, where) if example is None else _named(example, model.ports, where)
     values = all_values(model, batch, where, given=example is not None)
     found = find_sites(model, values)
@@ -118,13 +120,10 @@ def _named(example: Batch, ports: Ports, where: str) -> dict[str, Tensor]:
     return {name: torch.as_tensor(found[name]) for name in ports.fed}
 
 
-def _digests(path: Path, graph: Any) -> dict[str, str]:
-    """Of the file, and of those that hold its weights."""
-    import onnx_ir as ir
-
-    tensors = (value.const_value for value in graph.graph.initializers.values())
-    beside = {Path(tensor.path).resolve() for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
-    return {file.name: file_digest(file) for file in (path, *sorted(beside))}
+def _digests(path: Path, graph: ir.Model) -> dict[str, str]:
+    """Of the file, and of those that hold its weights, by their paths relative to its folder."""
+    beside: dict[str, Path] = graph.meta[BESIDE]
+    return {path.name: file_digest(path)} | {name: file_digest(file) for name, file in beside.items()}
 
 
 def _tokenizer(path: Path) -> tuple[Any | None, str | None]:

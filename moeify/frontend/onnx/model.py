@@ -36,7 +36,10 @@ class OnnxModel(nn.Module):
     layers: the MoE layers in place of feed-forward networks, by path.
 
     Takes the graph's inputs by name (caches of a decoder are left empty) and gives a dict of its outputs, floats first.
+    untrainable: why no loop can train it.
     """
+
+    untrainable = "it is an ONNX graph, which has no gradients: convert the PyTorch model that it was exported from"
 
     def __init__(self, graph: ir.Model, ports: Ports) -> None:
         super().__init__()
@@ -73,7 +76,10 @@ class OnnxModel(nn.Module):
         return None if self.ports.vocabulary is None else SimpleNamespace(num_embeddings=self.ports.vocabulary)
 
     def _keep(self, name: str, value: ir.Value) -> str | None:
-        """Registers an initializer: float32 as a parameter, others as a buffer; the path, None for types that torch lacks."""
+        """Registers an initializer: float32 as a parameter, others as a buffer; the path, None for types that torch lacks.
+
+        What is a vector but for leading dims of 1, as biases often are, is registered as one.
+        """
         tensor = value.const_value
         if tensor is None or tensor.dtype.name not in _KEPT:
             return None
@@ -81,6 +87,7 @@ class OnnxModel(nn.Module):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the memory is the file's: nothing ever writes to it
             kept = torch.from_numpy(tensor.numpy())
+        kept = kept.flatten() if 1 < kept.numel() == kept.shape[-1] else kept
         if kept.dtype == torch.float32:
             holder.register_parameter(leaf, nn.Parameter(kept, requires_grad=False))
         else:

@@ -35,17 +35,27 @@ def _float(target: Callable[..., Any], **defaults: float) -> Callable[[Writer, I
 
 
 def _gemm(write: Writer, inputs: Inputs) -> Any:
+    """A scaled product, or what is added and is no vector, is written out: the matcher says what is in its way."""
     flags = write.node.attributes
     x, matrix, bias = (*inputs, None)[:3]
-    if (
-        write.number("alpha", 1.0) != 1.0
-        or flags.get_int("transA", 0) == 1
-        or (bias is not None and write.number("beta", 1.0) != 1.0)
-    ):
+    alpha, beta = write.number("alpha", 1.0), write.number("beta", 1.0)
+    if flags.get_int("transA", 0) == 1:
         return None
-    if flags.get_int("transB", 0) == 1:
-        return write(aten.linear.default, x, matrix, *(() if bias is None else (bias,)))
-    return write(aten.mm.default, x, matrix) if bias is None else write(aten.addmm.default, bias, x, matrix)
+    turned = flags.get_int("transB", 0) == 1
+    if bias is not None and alpha == beta == 1.0 and _is_vector(bias, write.values[0].shape[-1]):
+        return write(aten.linear.default, x, matrix, bias) if turned else write(aten.addmm.default, bias, x, matrix)
+    product = write(aten.linear.default if turned else aten.mm.default, x, matrix)
+    product = product if alpha == 1.0 else write(aten.mul.Scalar, product, alpha)
+    if bias is None:
+        return product
+    scaled = bias if beta == 1.0 else write(aten.mul.Scalar, bias, beta, value=bias.meta.get("val"))
+    return write(aten.add.Tensor, product, scaled)
+
+
+def _is_vector(bias: fx.Node, size: int) -> bool:
+    """But for leading dims of 1."""
+    value = bias.meta.get("val")
+    return value is not None and value.ndim > 0 and value.numel() == value.shape[-1] == size
 
 
 def _gelu(write: Writer, inputs: Inputs) -> Any:
@@ -90,6 +100,13 @@ def _clip(write: Writer, inputs: Inputs) -> Any:
 def _several(target: Callable[..., Any]) -> Callable[[Writer, Inputs], Any]:
     """Min and Max of two."""
     return lambda write, inputs: write(target, *inputs) if len(inputs) == 2 else None
+
+
+def _sum(write: Writer, inputs: Inputs) -> Any:
+    """Of two; more are no bias."""
+    if len(inputs) == 2:
+        return write(aten.add.Tensor, *inputs)
+    return _same(write, inputs) if len(inputs) == 1 else None
 
 
 def _selu(write: Writer, inputs: Inputs) -> Any:
@@ -148,7 +165,7 @@ def _conv(write: Writer, inputs: Inputs) -> Any:
 
 _ONNX: Mapping[str, Callable[[Writer, Inputs], Any]] = {
     "MatMul": _plain(aten.matmul.default, 2), "Gemm": _gemm, "Einsum": _einsum, "Conv": _conv,
-    "Add": _plain(aten.add.Tensor, 2), "Sub": _plain(aten.sub.Tensor, 2), "Mul": _plain(aten.mul.Tensor, 2),
+    "Add": _plain(aten.add.Tensor, 2), "Sum": _sum, "Sub": _plain(aten.sub.Tensor, 2), "Mul": _plain(aten.mul.Tensor, 2),
     "Div": _plain(aten.div.Tensor, 2), "Pow": _plain(aten.pow.Tensor_Tensor, 2), "Where": _plain(aten.where.self, 3),
     "Max": _several(aten.maximum.default), "Min": _several(aten.minimum.default), "Clip": _clip,
     "Greater": _plain(aten.gt.Tensor, 2), "GreaterOrEqual": _plain(aten.ge.Tensor, 2), "Less": _plain(aten.lt.Tensor, 2),

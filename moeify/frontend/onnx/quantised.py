@@ -28,7 +28,7 @@ def quantised_reason(model: ir.Model) -> str | None:
             f"its weights are integers ({', '.join(found[:3])}), and neurons are told apart by what was rounded away: give the "
             "float32 file that it was quantised from, and round the result (moeify export OUT --to onnx --precision int8)"
         )
-    half = [value.name for value in model.graph.initializers.values() if _is_half_matrix(value)]
+    half = [value.name for graph in model.graphs() for value in graph.initializers.values() if _is_half_matrix(value)]
     if half:
         return (
             f"its weights are in half precision ({half[0]}), which ONNX Runtime's CPU computes by way of float32: give the "
@@ -38,5 +38,6 @@ def quantised_reason(model: ir.Model) -> str | None:
 
 
 def _is_half_matrix(value: ir.Value) -> bool:
+    """A kernel of a convolution counts as one; a single number does not."""
     tensor = value.const_value
-    return tensor is not None and len(tensor.shape) == 2 and tensor.dtype.name in ("FLOAT16", "BFLOAT16")
+    return tensor is not None and len(tensor.shape) > 1 < tensor.size and tensor.dtype.name in ("FLOAT16", "BFLOAT16")

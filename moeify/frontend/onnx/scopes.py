@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 #: Where torch.onnx.export's newer exporter keeps the list of modules, the node itself last.
 _METADATA = "pkg.torch.onnx.name_scopes"
+#: Characters of that list, at most: a longer one is none.
+_LONGEST = 10_000
 
 
 def module_stack(node: ir.Node) -> dict[str, tuple[str, None]]:
@@ -20,10 +22,12 @@ def module_stack(node: ir.Node) -> dict[str, tuple[str, None]]:
 def _paths(node: ir.Node) -> list[str]:
     scopes = node.metadata_props.get(_METADATA)
     if scopes is not None:
+        if len(scopes) > _LONGEST:
+            return []
         try:
             found = ast.literal_eval(scopes)
             return [str(path) for path in found[:-1]] if isinstance(found, list) else []
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two by nesting
             return []
     return _paths_of_name(node.name or "")
 

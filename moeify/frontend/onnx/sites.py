@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, fx
 
 from moeify.frontend.match import Found, match
@@ -13,7 +14,7 @@ from moeify.frontend.onnx.model import OnnxModel
 from moeify.frontend.onnx.regions import Region, region
 from moeify.frontend.onnx.view import VALUE, onnx_view
 from moeify.frontend.rewrite_choice import Match
-from moeify.frontend.traced import Traced
+from moeify.frontend.traced import Traced, live_tensor
 from moeify.ir.feed_forward import Rewrite
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _FUSED = "its input or output is no value of the graph: it is part of a fused op
 def find_sites(model: OnnxModel, values: Mapping[str, Tensor]) -> Found:
     """Cuts the model at what is found; the calls are those of `model.traced`. values: every value, on the meta device."""
     view = onnx_view(model.graph, model.paths, values)
-    places = _Places(model.graph.graph, view)
+    places = _Places(model, view)
     found = match(model, view, places.way)
     regions = {site.path: places.found[site.rewrite.modules["y"]] for site in found.sites}
     channels = frozenset(site.path for site in found.sites if site.rewrite.channels)
@@ -48,8 +49,9 @@ def _ends(rewrite: Rewrite) -> Iterator[tuple[str, str]]:
 
 
 class _Places:
-    def __init__(self, graph: ir.Graph, view: Traced) -> None:
-        self._graph, self._lifted = graph, view.lifted
+    def __init__(self, model: OnnxModel, view: Traced) -> None:
+        graph = model.graph.graph
+        self._model, self._graph, self._lifted = model, graph, view.lifted
         self._makers = {str(value.name): node for node in graph for value in node.outputs}
         self.found: dict[str, tuple[Region, ...]] = {}  # by the name of the first y
 
@@ -59,6 +61,8 @@ class _Places:
         for number, each in enumerate(matches):
             if VALUE not in each.x.meta or VALUE not in each.y.meta:
                 return _FUSED
+            if (kind := self._other_kind(each)) is not None:
+                return f"its weights are {kind}, and an ONNX file is converted in float32: export the model in float32"
             suffix = f"@{number}" if number else ""
             modules |= {f"x{suffix}": each.x.meta[VALUE], f"y{suffix}": each.y.meta[VALUE]}
         rewrite = Rewrite("graph", modules, channels=matches[0].cone.axis == 1)
@@ -69,6 +73,12 @@ class _Places:
             return "its hidden values are used elsewhere"
         self.found[modules["y"]] = regions
         return rewrite
+
+    def _other_kind(self, each: Match) -> str | None:
+        """The number type of a weight that is not of float32."""
+        tensors = (live_tensor(self._model, path) for p in each.roles.values() for path in p.parameters)
+        kinds = (tensor.dtype for tensor in tensors if tensor is not None)
+        return next((str(kind).removeprefix("torch.") for kind in kinds if kind != torch.float32), None)
 
     def _made_by(self, each: Match) -> set[ir.Node]:
         """The nodes that compute something of x for y."""

@@ -73,6 +73,10 @@ class RefitOutputs:
         """The layer with an output bias."""
         return None if config is None else replace(config, output_bias=True)
 
+    def fit_memory(self, config: MoEConfig) -> int:
+        """The products of all pairs of features, once as they are, once with the penalty and once decomposed; float32."""
+        return 3 * 4 * (config.rows + config.rank + 1) ** 2
+
     def _refitted(self, site: FeedForward, spec: MoESpec, context: PassContext) -> MoESpec:
         if spec.router is None and spec.partitions(site.neurons):
             return spec  # the dense FFN itself
