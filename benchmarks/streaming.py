@@ -1,15 +1,18 @@
 """A conversion of a model that is bigger than the memory it takes: a Llama shape with random bf16 weights, made shard by shard.
 
-python -m benchmarks.streaming [--shape 7b|1b|tiny] [--layers N] [--calibrate TOKENS] [--recipe NAME] [--write]
+python -m benchmarks.streaming [--shape 7b|1b|tiny] [--layers N] [--calibrate TOKENS] [--recipe NAME] [--kill LAYERS]
+    [--model FOLDER] [--write]
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,9 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.rows import arguments, machine, show
+
+#: The last file of a Hugging Face folder that is written.
+INDEX = "model.safetensors.index.json"
 
 MEASURE = Path(__file__).parent.parent / "tests" / "real" / "measure_conversion.py"
 
@@ -72,7 +78,7 @@ def write_llama(folder: Path, shape: Shape) -> None:
         places |= dict.fromkeys(tensors, file)
     size = 2 * shape.parameters
     index = {"metadata": {"total_size": size}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+    (folder / INDEX).write_text(json.dumps(index), "utf-8")
 
 
 def _sizes(shape: Shape, number: int) -> dict[str, tuple[int, ...]]:
@@ -101,10 +107,29 @@ def write_ids(path: Path, shape: Shape, tokens: int) -> None:
 
 def measured(model: Path, output: Path, *options: str) -> dict[str, Any]:
     """A conversion to bf16 with 16 experts, top-4, in a process of its own: seconds, peak bytes."""
-    command = [sys.executable, str(MEASURE), str(model), str(output), "--dtype", "bf16", *options]
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    found: dict[str, Any] = json.loads(run.stdout)
+    with _begun(model, output, *options) as run:
+        said, _ = run.communicate()
+    if run.returncode:
+        raise subprocess.CalledProcessError(run.returncode, run.args)
+    found: dict[str, Any] = json.loads(said)
     return found
+
+
+def killed(model: Path, output: Path, layers: int, *options: str) -> None:
+    """Begins the same conversion, and kills it (SIGKILL) once so many layers are finished."""
+    with _begun(model, output, *options) as run:
+        try:
+            while len(list(output.parent.glob(f".{output.name}.moeify-journal/layer-*.safetensors"))) < layers:
+                if run.poll() is not None:
+                    raise RuntimeError(f"it ended before {layers} layers were seen to be finished")
+                time.sleep(0.01)
+        finally:
+            run.kill()
+
+
+def _begun(model: Path, output: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(MEASURE), str(model), str(output), "--dtype", "bf16", *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def main() -> None:
@@ -113,20 +138,28 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="other than the shape's: 32 of 7b take 36 GB of disk")
     parser.add_argument("--calibrate", type=int, default=0, metavar="TOKENS")
     parser.add_argument("--recipe", default="emoe")
+    parser.add_argument("--kill", type=int, default=0, metavar="LAYERS", help="kill it after so many layers, and resume it")
+    parser.add_argument("--model", type=Path, help="keep the dense model in this folder, or take the one that is there")
     parser.add_argument("--folder", type=Path, help="where to put the models; default: a temporary folder")
     options = parser.parse_args()
     shape = SHAPES[options.shape]
     shape = replace(shape, layers=options.layers or shape.layers)
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-        model, ids = Path(scratch) / "dense", Path(scratch) / "ids.pt"
-        write_llama(model, shape)
-        data: tuple[str, ...] = ()
+        model, ids, output = options.model or Path(scratch) / "dense", Path(scratch) / "ids.pt", Path(scratch) / "moe"
+        if not (model / INDEX).exists():
+            write_llama(model, shape)
+        given: tuple[str, ...] = ("--recipe", options.recipe)
         if options.calibrate:
             write_ids(ids, shape, 2 * options.calibrate)
-            data = ("--text", str(ids), "--tokens", str(options.calibrate))
-        found = measured(model, Path(scratch) / "moe", "--recipe", options.recipe, *data)
+            given += ("--text", str(ids), "--tokens", str(options.calibrate))
+        if options.kill:
+            killed(model, output, options.kill, *given)
+            given += ("--resume",)
+        found = measured(model, output, *given)
+        digest = hashlib.sha256((output / "moeify.json").read_bytes()).hexdigest()
     about = {"shape": asdict(shape), "parameters": shape.parameters, "recipe": options.recipe, "calibration": options.calibrate}
-    show({"benchmark": "streaming", **machine(), **about, **found}, options.write)
+    row = {"benchmark": "streaming", **machine(), **about, "killed_after": options.kill, **found, "manifest": digest}
+    show(row, options.write)
 
 
 if __name__ == "__main__":

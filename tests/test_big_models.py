@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import moeify
-from benchmarks.streaming import MEASURE, Shape, measured, write_ids, write_llama
+from benchmarks.streaming import Shape, killed, measured, write_ids, write_llama
 from cli.test_resume import contents
+from data.test_mapped_pages import resident
 from moeify.api.models import open_outline
 from moeify.api.outlook import fit
 from moeify.api.planning import registry
@@ -71,6 +69,19 @@ def test_the_bytes_are_those_of_a_conversion_in_memory(
     assert written(dense, tmp_path / "streamed", monkeypatch, streamed=True, **options) == held
     assert sum(name.endswith(".safetensors") for name in held) > 2
     assert {p.dtype for p in moeify.load(tmp_path / "streamed").parameters()} == {torch.bfloat16}
+
+
+def test_weights_that_were_copied_are_in_memory_once(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped_pages, "LEAST", 1)
+    site = moeify.open_model(dense, dtype="bf16").host.find()[0][0]
+    for handle in (site.up, site.gate, site.down):
+        assert handle is not None
+        values = handle.read()
+        assert torch.equal(handle.read().float(), values.double().float())
+        held = resident(values)
+        copy = handle.copied(Tensor.float)
+        assert resident(values) <= held - values.nbytes
+        assert torch.equal(copy, values.float())
 
 
 def test_the_layers_lie_in_files_that_go_when_all_is_done(dense: Path, tmp_path: Path) -> None:
@@ -140,37 +151,44 @@ def test_a_dry_run_counts_exports(dense: Path) -> None:
 SHALLOW, DEEP = (Shape(hidden=1024, intermediate=2816, layers=layers, vocabulary=4000, heads=8) for layers in (4, 16))
 
 
+@pytest.fixture(scope="module")
+def depths(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("depths")
+    for name, shape in (("shallow", SHALLOW), ("deep", DEEP), ("tiny", TINY)):
+        write_llama(folder / name, shape)
+        write_ids(folder / f"{name}.pt", shape, 1024)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep pages of files until they are short of memory")
-def test_the_peak_of_a_conversion_by_weights_alone_is_that_of_a_layer(tmp_path: Path) -> None:
-    found = []
-    for name, shape in (("shallow", SHALLOW), ("deep", DEEP), ("tiny", TINY)):
-        write_llama(tmp_path / name, shape)
-        found.append(measured(tmp_path / name, tmp_path / "out")["bytes"])
-    shallow, deep, tiny = found
+@pytest.mark.parametrize(
+    ("tokens", "beside"), [(None, 64 << 20), (256, 64 + 128 << 20)], ids=["by weights alone", "calibrated"]
+)
+def test_the_peak_of_a_conversion_is_that_of_a_layer(tokens: int | None, beside: int, depths: Path, tmp_path: Path) -> None:
+    """beside: bytes; four matrices of [chunk, neurons] more where tokens are run (moeify_passes.held_site.CHUNK_BYTES)."""
+
+    def peak(name: str) -> int:
+        data = () if tokens is None else ("--recipe", "markers", "--text", str(depths / f"{name}.pt"), "--tokens", str(tokens))
+        found: int = measured(depths / name, tmp_path / "out", *data)["bytes"]
+        return found
+
+    shallow, deep, tiny = (peak(name) for name in ("shallow", "deep", "tiny"))
     weights = 2 * (DEEP.layers - SHALLOW.layers) * DEEP.layer
     assert deep - shallow < weights / 5, f"{(deep - shallow) >> 20} MiB more for {weights >> 20} MiB of layers"
     # One layer in float32 and the embedding; a tiny model shows what every process takes.
-    assert deep - tiny < 4 * DEEP.layer + 2 * DEEP.embedding + (64 << 20)
+    assert deep - tiny < 4 * DEEP.layer + 2 * DEEP.embedding + beside, f"{(deep - tiny) >> 20} MiB"
 
 
 @pytest.mark.slow
-def test_a_killed_conversion_goes_on_after_its_last_layer(tmp_path: Path) -> None:
-    write_llama(tmp_path / "dense", SHALLOW)
-    command = [sys.executable, str(MEASURE), str(tmp_path / "dense"), str(tmp_path / "out"), "--dtype", "bf16"]
-    whole = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    (tmp_path / "out").rename(tmp_path / "whole")
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 300
-    while len(list(tmp_path.glob(".out.moeify-journal/layer-*.safetensors"))) < 2:
-        assert run.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    assert not (tmp_path / "out").exists()
-    again = json.loads(subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True).stdout)
+def test_a_killed_conversion_goes_on_after_its_last_layer(depths: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    whole = measured(depths / "shallow", output)
+    output.rename(tmp_path / "whole")
+    killed(depths / "shallow", output, 2)
+    assert not output.exists()
+    again = measured(depths / "shallow", output, "--resume")
     assert again["resumed"] >= 2
     assert again["by_pass"]["cluster-neurons"] < whole["by_pass"]["cluster-neurons"]
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents(output) == contents(tmp_path / "whole")
     assert not [path for path in tmp_path.iterdir() if re.match(r"\.out", path.name)]

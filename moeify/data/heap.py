@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 #: Bytes from which a block is mapped by itself. With less, more time goes into clearing new pages; with more, more stays.
-LARGE = 4 << 20
+LARGE = 1 << 20
 
 #: Where glibc's own adjusting ends, on a system of 64 bits.
 _MOST = 32 << 20

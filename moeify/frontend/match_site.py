@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from moeify.data.mapped_pages import let_go
 from moeify.errors import InputError
 from moeify.frontend.cone import Branch, Cone
 from moeify.frontend.cone_projection import Projection
@@ -49,12 +50,12 @@ def module_path(cone: Cone) -> str:
 def _matrix(model: nn.Module, branch: Branch) -> Weight:
     """[neurons, hidden]"""
     p = branch.projection
-    return Weight(p.weight, (branch.width, p.width_in), partial(_live, model), _rows(branch), transposed=p.in_out)
+    return Weight(p.weight, (branch.width, p.width_in), partial(_live, model), _rows(branch), p.in_out, _left)
 
 
 def _down(model: nn.Module, p: Projection) -> Weight:
     """[neurons, output]"""
-    return Weight(p.weight, (p.width_in, p.width_out), partial(_live, model), transposed=not p.in_out)
+    return Weight(p.weight, (p.width_in, p.width_out), partial(_live, model), None, not p.in_out, _left)
 
 
 def _bias(model: nn.Module, branch: Branch) -> Weight | None:
@@ -65,6 +66,10 @@ def _bias(model: nn.Module, branch: Branch) -> Weight | None:
 
 def _rows(branch: Branch) -> tuple[int, int] | None:
     return (branch.start, branch.stop) if branch.fused else None
+
+
+def _left(values: Tensor) -> None:
+    let_go((values,))
 
 
 def _live(model: nn.Module, path: str) -> Tensor:

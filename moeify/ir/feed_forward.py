@@ -25,6 +25,7 @@ class Weight:
 
     `read()` gives the neuron-major form: a matrix of shape [neurons, hidden] (up, gate) or [neurons, output] (down), a
     bias of shape [neurons] or [output]. Nothing is held in memory until then.
+    left: is told of what `read` gave once a copy was made of it, so that the host can let go of values that lie in files.
     """
 
     parameter: str
@@ -32,10 +33,19 @@ class Weight:
     load: ReadTensor = field(repr=False)
     rows: tuple[int, int] | None = None  # along the neuron axis, after transposing
     transposed: bool = False  # the host stores the transpose of the neuron-major form
+    left: Callable[[Tensor], None] = field(default=lambda _: None, repr=False)
 
     def read(self) -> Tensor:
         """The values, detached, on the CPU, in the host's dtype; may share memory with the host: never write to it."""
         return self.place.view(self.load(self.parameter).detach().cpu())
+
+    def copied(self, copy: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `copy` makes of `read()`. Once it has, the host may let go of the values."""
+        values = self.read()
+        found = copy(values)
+        if found is not values:
+            self.left(values)
+        return found
 
     @property
     def place(self) -> WeightPlace:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch import split_with_sizes as split
 
-#: Counts of an expert's tokens are rounded up to a multiple of this where they are evened.
-_STEP = 16
+#: Where counts of an expert's tokens are evened, they are rounded up to a multiple of the first, and to one of so many steps
+#: between one power of two and the next.
+_STEP, _BETWEEN = 16, 8
 
 
 def expert_tokens(
@@ -39,12 +40,22 @@ def picked(values: Tensor, tokens: Tensor | None) -> Tensor:
 
 
 def evened(x: Tensor, tokens: Tensor | None, gates: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """An expert's tokens and gates, the last of them repeated up to a multiple of 16, for x of two bytes a number on the CPU
-    without gradients; else as they are. What is computed for repeated ones is to be left out.
+    """An expert's tokens and gates, the last of them repeated up to an even count, for x of two bytes a number on
+    the CPU without gradients; else as they are. What is computed for repeated ones is to be left out.
 
-    There oneDNN keeps up to some megabytes for every other count of tokens that it meets, and each expert has its own.
+    There oneDNN keeps half a megabyte and more for every other count of tokens that it meets, and each expert has its own.
     """
     if tokens is None or x.element_size() != 2 or x.device.type != "cpu" or torch.is_grad_enabled():
         return tokens, gates
-    places = torch.arange(-(-len(tokens) // _STEP) * _STEP).clamp(max=len(tokens) - 1)
+    places = torch.arange(even_count(len(tokens))).clamp(max=len(tokens) - 1)
     return tokens[places], None if gates is None else gates[places]
+
+
+def even_count(count: int) -> int:
+    """The least even count that is not below this one: a multiple of 16, above 128 of an eighth of the power of two below it.
+
+    So there are 8 of them up to 128 and 8 for each doubling, and at most an eighth is computed in vain (below 128: 15 tokens).
+    """
+    below = 1 << max(count - 1, 1).bit_length() - 1
+    step = max(_STEP, below // _BETWEEN)
+    return -(-count // step) * step

@@ -37,7 +37,7 @@ class DenseFFN:
     @classmethod
     def of_site(cls, site: FeedForward) -> Self:
         """The site's weights in float32, on the CPU."""
-        found = {name: handle.read().float() for name, handle in site.rowwise().items()}
+        found = {name: handle.copied(Tensor.float) for name, handle in site.rowwise().items()}
         bias = None if site.output_bias is None else site.output_bias.read().float()
         return cls(site.activation, Rows(**found), bias)
 

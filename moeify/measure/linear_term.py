@@ -33,9 +33,9 @@ def linear_term(x: Tensor, missing: Tensor, weights: Tensor) -> LinearTerm:
     mean_x, mean_y = (weights @ x) / total, (weights @ missing) / total
     root = weights.sqrt()[:, None]
     x, y = (x - mean_x) * root, (missing - mean_y) * root
-    gram = x.T @ x
+    gram, right = x.T @ x, x.T @ y
     penalty = STRENGTH * float(gram.diagonal().mean())
-    lower, failed = torch.linalg.cholesky_ex(gram.diagonal_scatter(gram.diagonal() + penalty))
-    right = x.T @ y
+    gram.diagonal().add_(penalty)
+    lower, failed = torch.linalg.cholesky_ex(gram)
     matrix = torch.zeros_like(right) if penalty <= 0 or int(failed) else torch.cholesky_solve(right, lower)
     return LinearTerm(matrix, mean_y - mean_x @ matrix)

@@ -14,6 +14,8 @@ from moeify.pipeline.each_layer import EachLayer
 from moeify.pipeline.pipeline import flatten
 from moeify.pipeline.size import parse_size
 
+#: Bytes for each element of a layer's linear term while it is fitted (moeify.measure.linear_term): four float32 matrices.
+_JUDGING = 16
 #: Hidden vectors that a decoder keeps alive a token between two layers (residual, FFN input, positions, the sample's copy).
 _ALIVE = 8
 
@@ -131,6 +133,8 @@ def make_plan(
     kept = 0 if streamed else (model_parameters + after) * item_size
     if aligned:
         kept += sum(config.parameters for _, config in shapes) * _ALIGNED[item_size < 4]
+    # With data a layer is judged beside a linear term: its matrix, what is solved for it, and a factor.
+    judging = max((_JUDGING * site.hidden * site.output for site, _ in shapes), default=0) if tokens else 0
     fits = [step.fit_memory(config) for step in flatten(passes) if isinstance(step, Fits) for _, config in shapes]
     trained = after - sum(config.frozen for _, config in shapes)
     return Plan(
@@ -141,7 +145,7 @@ def make_plan(
         trained_parameters=trained,
         active_fraction=active / before if before else 1.0,
         weights=after * item_size,
-        peak_memory=kept + largest * (2 * item_size + 4) + max(fits, default=0) + alive,
+        peak_memory=kept + largest * (2 * item_size + 4) + max([judging, *fits]) + alive,
         optimizer_memory=trained * (2 * 4 + item_size),
         refusals=tuple((refusal.path, refusal.reason) for refusal in graph.refusals),
         notes=(),

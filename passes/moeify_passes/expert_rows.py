@@ -100,7 +100,8 @@ class ExpertRows:
 
 def expert_rows(site: FeedForward, spec: MoESpec) -> ExpertRows:
     """The experts' matrices. Raises ConversionError where a weight is not finite."""
-    tensors = {name: value.float() for name, value in spec.all_on().tensors(site).items()}
+    found = spec.all_on().tensors(site)
+    tensors = {name: found.pop(name).float() for name in tuple(found)}  # one after another: all of both is a layer more
     return ExpertRows(site.activation, spec.offsets, tensors, None if spec.composed is None else spec.composed.rule)
 
 

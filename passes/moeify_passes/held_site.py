@@ -39,4 +39,4 @@ def given(weight: Weight, value: Tensor) -> Weight:
 
 
 def _held(weight: Weight) -> Weight:
-    return given(weight, weight.read().float())
+    return given(weight, weight.copied(Tensor.float))

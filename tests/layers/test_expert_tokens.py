@@ -5,23 +5,31 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moeify.layers.expert_tokens import evened
+from moeify.layers.expert_tokens import even_count, evened
 from moeify.layers.experts import LayerWeights, run_chosen
 from moeify.layers.routing import Routing
 from moeify.layers.rows import Rows
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 40])
-def test_tokens_and_gates_are_repeated_up_to_a_multiple_of_16(count: int) -> None:
+def test_tokens_and_gates_are_repeated_up_to_an_even_count(count: int) -> None:
     tokens, gates = torch.arange(count) * 2, torch.arange(count)[:, None] / 8
     with torch.no_grad():
         found, factor = evened(torch.zeros(1, dtype=torch.bfloat16), tokens, gates)
     assert found is not None
     assert factor is not None
-    assert len(found) == len(factor) == -(-count // 16) * 16
+    assert len(found) == len(factor) == even_count(count) == -(-count // 16) * 16
     assert torch.equal(found[:count], tokens)
     assert torch.equal(factor[:count], gates)
     assert set(found[count:].tolist()) <= {2 * (count - 1)}
+
+
+def test_even_counts_are_few_and_near() -> None:
+    counts = [even_count(count) for count in range(1, 4097)]
+    assert all(count <= even < count + max(16, count / 8) for count, even in enumerate(counts, 1))
+    assert counts == sorted(counts)
+    assert all(even_count(even) == even for even in counts)
+    assert len(set(counts)) == 8 + 5 * 8, "a multiple of 16 up to 128, then eight for each doubling"
 
 
 def test_float32_gradients_and_all_tokens_are_left_as_they_are() -> None:

@@ -22,7 +22,7 @@ from moeify.ir.model_graph import ModelGraph
 from moeify.ir.moe_config import MoEConfig
 from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
-from moeify_passes.expert_rows import expert_rows
+from moeify_passes.expert_rows import ExpertRows, expert_rows
 from moeify_passes.rewrite.idle_means import idle_means, mean_bias, relative_squared_error
 from moeify_passes.rewrite.same_spec import same_spec
 from moeify_passes.routers.held_out import held_out
@@ -75,19 +75,26 @@ class Compensate:
     def _compensated(self, site: FeedForward, spec: MoESpec, context: PassContext) -> MoESpec:
         sample = context.get(site, ActivationSample).inputs
         fit, held = held_out(site, sample, context.generator("held-out", site))
-        rows = expert_rows(site, spec)
         if self.kind == "mean-bias":
-            without, bias = _with_bias(site, spec, None), mean_bias(site, spec, rows, fit)
-            found = _with_bias(site, spec, bias)
+            without = _with_bias(site, spec, None)
+            rows = expert_rows(site, without)
+            found = _with_bias(site, spec, mean_bias(site, spec, rows, fit))
         else:
             without = replace(spec, compensation=replace(spec.compensation, idle=None))
+            rows = expert_rows(site, without)
             found = replace(spec, compensation=replace(spec.compensation, idle=idle_means(spec, rows, fit)))
         context.measure(
             site,
-            squared_error_uncompensated=relative_squared_error(site, without, expert_rows(site, without), held),
-            squared_error=relative_squared_error(site, found, expert_rows(site, found), held),
+            squared_error_uncompensated=relative_squared_error(site, without, rows, held),
+            squared_error=relative_squared_error(site, found, _biased(rows, found), held),
         )
         return found
+
+
+def _biased(rows: ExpertRows, spec: MoESpec) -> ExpertRows:
+    """The same matrices, with the output bias that the spec has of its own."""
+    bias = spec.weights.get("output_bias")
+    return rows if bias is None else replace(rows, tensors=rows.tensors | {"output_bias": bias.float()})
 
 
 def _with_bias(site: FeedForward, spec: MoESpec, bias: Tensor | None) -> MoESpec:
