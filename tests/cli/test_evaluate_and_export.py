@@ -102,7 +102,7 @@ def test_a_lowering_is_chosen_and_reported(moeify: Run) -> None:
     assert " at 64 tokens" in done.data["lowered"][0]["reason"]
     shown = moeify(f"export out -o contrib.onnx {TINY} --lowering contrib")
     assert (shown.code, shown.err) == (0, "")
-    assert "  2 layers (0.down.layer to 1.down.layer): contrib, com.microsoft: 4 experts of 8 neurons, top-2; " in shown.out
+    assert "  2 layers (0.down.layer to 1.down.layer): contrib, com.microsoft::MoE: 4 experts of 8 neurons, top-2" in shown.out
     auto = moeify(f"export out -o auto.onnx {TINY}")
     assert "  2 layers (0.down.layer to 1.down.layer): portable, " in auto.out
     assert "  native library: runs these layers where it is registered\n" in auto.out
