@@ -19,6 +19,7 @@ from benchmarks.rows import arguments, machine, show
 from moeify.data.open_data import open_data
 from moeify.frontend.load_model import load_model
 from moeify.measure.evaluate import evaluate_model
+from moeify.pipeline.layer_nulls import mean_errors
 from moeify.pipeline.recipe import parse_setting
 
 RESULTS = Path(__file__).parent / "results.jsonl"
@@ -52,6 +53,7 @@ def measured(recipe: str, active: float, tokens: int, judged: int, settings: lis
                 "seconds": {"cpu": round(time.process_time() - started), "wall": round(time.perf_counter() - wall)},
                 "aligned": done.report.aligned and {"how": align, **done.report.aligned},
                 "layers": [round(layer.active_fraction, 3) for layer in done.report.layers],
+                "layer errors": {name: round(value, 4) for name, value in mean_errors(done.report.nulls.values()).items()},
             }
             model = done.model
         row["texts"] = {}
