@@ -25,8 +25,8 @@ def check_spread(
     workers: int | None, cluster: str | None, source: Source, recipe: Recipe, calibrate: Data | None, *,
     factory: Factory | None, device: str,
 ) -> None:  # fmt: skip
-    """Raises UsageError where the conversion cannot be split among processes, MissingExtraError without Ray. Nothing is checked
-    where neither workers nor cluster are given."""
+    """Raises UsageError where the conversion cannot be split among processes, MissingExtraError without Ray, InputError for a
+    cluster that does not answer. Nothing is checked where neither workers nor cluster are given."""
     if workers is None and cluster is None:
         return
     if workers is not None and cluster is not None:
@@ -37,9 +37,11 @@ def check_spread(
         raise UsageError(f"workers is {workers}: choose 1 or more")
     _check_model(source, factory, device)
     _check_recipe(recipe, with_data=calibrate is not None)
-    from moeify.workers.session import check_ray
+    from moeify.workers.session import check_ray, check_reachable
 
     check_ray()
+    if cluster is not None:
+        check_reachable(cluster)
 
 
 def _check_model(source: Source, factory: Factory | None, device: str) -> None:

@@ -8,14 +8,19 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
-from moeify.errors import InputError, MissingExtraError, one_line
+from moeify.errors import InputError, MissingExtraError, UsageError, one_line
+
+#: Seconds that a cluster may take to answer.
+_PATIENCE = 10
 
 #: Ray reports its use and, as long as nobody says otherwise, listens on the machine's address in the network. Its dashboard
 #: process asks the machine's cloud for its name even when both are off: with a proxy that nobody listens on this fails at once.
@@ -34,6 +39,24 @@ def check_ray() -> None:
     """Raises MissingExtraError where Ray is not installed."""
     if importlib.util.find_spec("ray") is None:
         raise MissingExtraError("ray", "ray", "a conversion by several workers (--workers, --cluster)")
+
+
+def check_reachable(cluster: str) -> None:
+    """Raises UsageError for an address without a port, InputError where nobody answers at it: Ray itself would try for minutes.
+    Of "auto" only Ray knows what it means."""
+    if cluster == "auto":
+        return
+    parts = urlsplit(cluster if "://" in cluster else f"//{cluster}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a port that is no number
+        host, port = None, None
+    if host is None or port is None or parts.scheme not in ("", "ray"):
+        raise UsageError(f"cluster is {cluster!r}: give auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host, port), _PATIENCE).close()
+    except OSError as error:
+        raise InputError(f"the cluster {cluster} cannot be reached: {one_line(str(error))}; is it running?") from error
 
 
 @contextmanager

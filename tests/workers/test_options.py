@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,24 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         package.convert("absent.pt", "out", workers=2)
     wanted = "a conversion by several workers (--workers, --cluster) needs the package ray: run pip install 'moeify[ray]'"
     assert str(error.value) == wanted
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_does_not_answer_is_one_line(scheme: str, moeify: Run) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{free.getsockname()[1]}"  # bound, but nobody listens
+        done = moeify(f"convert absent.pt -o out --cluster {address}")
+    assert done.code == InputError.exit_code
+    assert done.err.startswith(f"moeify: error: the cluster {address} cannot be reached: ")
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("address", ["nowhere", "host:port", "http://host:80", ""])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(UsageError) as error:
+        package.convert("absent.pt", "out", cluster=address)
+    assert str(error.value) == f"cluster is {address!r}: give auto, HOST:PORT or ray://HOST:PORT"
 
 
 @pytest.fixture
