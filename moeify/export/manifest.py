@@ -64,7 +64,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         reason = "is not an output folder of moeify (no moeify.json in it)" if folder.is_dir() else "there is no such folder"
         hint = (
-            "moeify import reads a stock checkpoint as one"
+            "give one that moeify convert wrote, or moeify import of a stock checkpoint"
             if (folder / "config.json").is_file()
             else "give one that moeify convert wrote"
         )
