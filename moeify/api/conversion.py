@@ -79,10 +79,10 @@ def convert(
     largest active fraction of each FFN), layers, tokens, seed and settings change its options. calibrate: data that passes
     may look at; without it the conversion goes by the weights alone. align: trains the experts at the end towards what the
     dense model says to the calibration data (`moeify.Alignment(minutes=10)`). output: a folder that appears whole or not at
-    all; `force` allows replacing one. export: "torch" (always there), "onnx" (OUTPUT/model.onnx) and "hf"
-    (OUTPUT/hf, a stock checkpoint). resume: go on after the
-    last layer that a run of the same conversion had finished when it was ended early, if there was one; the result is the same.
-    allow_pickle: unpickles a module of other classes than torch.nn's, which runs what the file says.
+    all; `force` allows replacing one. export: "torch" (always there), "onnx" (OUTPUT/model.onnx) and "hf" (OUTPUT/hf, a stock
+    checkpoint). resume: go on after the last layer that a run of the same conversion had finished when it was ended early, if
+    there was one; the result is the same. allow_pickle: unpickles a module of other classes than torch.nn's, which runs what
+    the file says.
     workers: so many processes on this machine share what can be split (docs/many-machines.md); cluster: those of a cluster of
     Ray do, by its address as ray.init takes it. The result is that of one process on one thread.
     planned: receives the plan (parameters, memory) once the model is read and before anything is computed or written.

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, chdir
 from pathlib import Path
 from typing import Any
 
@@ -72,50 +73,64 @@ def converted(model: Path, output: Path, recipe: str, **options: Any) -> dict[st
     return contents(output)
 
 
-def ray_processes() -> dict[int, str]:
-    """Number -> command line of the processes of Ray that belong to this process, or to nobody any more."""
+def ray_processes(place: Path) -> dict[int, str]:
+    """Number -> command line of the processes of Ray that were started in that folder, where they stay: others of the machine
+    are none of ours."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            started = (folder / "cwd").readlink()
         except OSError:
             continue
-        if "moeify-ray-" in line or line.startswith("ray::"):
+        if started == place and ("moeify-ray-" in line or line.startswith("ray::")):
             found[int(folder.name)] = line
     return found
 
 
-def test_any_number_of_workers_gives_the_bytes_of_one_process(model: Path, tmp_path: Path) -> None:
+def test_any_number_of_workers_gives_the_bytes_of_one_process(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = {recipe: converted(model, tmp_path / recipe, recipe) for recipe in RECIPES}
-    before, term = set(os.listdir(tempfile.gettempdir())), signal.getsignal(signal.SIGTERM)
+    default, term = Path(tempfile.gettempdir(), "ray").exists(), signal.getsignal(signal.SIGTERM)
+    own = tempfile.mkdtemp(prefix="r")  # paths of sockets are short
+    monkeypatch.setattr(tempfile, "tempdir", own)
     for workers in (1, 2, 3):
         with ray_session(workers, None):  # is used by all of them
             for recipe, expected in alone.items():
                 assert converted(model, tmp_path / f"{recipe}-{workers}", recipe, workers=workers) == expected
-    left = {name for name in set(os.listdir(tempfile.gettempdir())) - before if "ray" in name}
-    assert not left
+    monkeypatch.undo()
+    os.rmdir(own)  # nothing is left in it
+    assert Path(tempfile.gettempdir(), "ray").exists() == default
     assert signal.getsignal(signal.SIGTERM) is term
 
 
 def test_the_command_says_nothing_of_ray_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
     line = D2DMOE.format(model) + " --json --quiet"
-    before, home = set(ray_processes()), set(os.listdir(Path.home()))
+    home = set(os.listdir(Path.home()))
     one, two = (process(line.format(name) + more, tmp_path) for name, more in (("one", ""), ("two", " --workers 2")))
     assert (one.code, two.code, one.err, two.err) == (0, 0, "", "")
     assert two.data | {"folder": ""} == one.data | {"folder": ""}
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
-    assert not set(ray_processes()) - before
+    assert not ray_processes(tmp_path)
     assert ".ray" not in set(os.listdir(Path.home())) - home
 
 
 @pytest.fixture(scope="module")
-def workers(model: Path) -> Iterator[RayWorkers]:
-    """Two of them, for as long as tests use them."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def workers(model: Path, place: Path) -> Iterator[RayWorkers]:
+    """Two of them, started in the folder `place`, for as long as tests use them."""
     host = EagerHost(load_model(model, factory=FACTORY, example=example()))
     source = ModelSource(
         model, FACTORY, example(), torch.float32, False, host.loaded.source, graph_digest(host.traced), package_versions()
     )
-    with ray_session(2, None):
+    with ExitStack() as stack:
+        with chdir(place):
+            stack.enter_context(ray_session(2, None))
         yield RayWorkers(source)
 
 
@@ -160,22 +175,23 @@ def test_what_a_killed_worker_did_is_done_again(model: Path, workers: RayWorkers
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_workers_that_walk_may_die_too(model: Path, workers: RayWorkers, tmp_path: Path) -> None:
+def test_workers_that_walk_may_die_too(model: Path, workers: RayWorkers, place: Path) -> None:
     """All of them, as soon as they work."""
     expected = run((), model, None)
-    before, killed = set(ray_processes()), list[int]()
-    done = threading.Event()
+    killed, done = list[int](), threading.Event()
 
     def kill() -> None:
         while not done.is_set() and len(killed) < 3:
-            for number, line in ray_processes().items():
+            for number, line in ray_processes(place).items():
                 if line.startswith("ray::advance"):
                     os.kill(number, signal.SIGKILL)
                     killed.append(number)
             time.sleep(0.02)
 
     thread = threading.Thread(target=kill, daemon=True)
-    for number, line in ray_processes().items():  # new ones have to read the model first, and are in the midst of it for long
+    for number, line in ray_processes(
+        place
+    ).items():  # new ones have to read the model first, and are in the midst of it for long
         if line.startswith("ray::IDLE"):
             os.kill(number, signal.SIGKILL)
     thread.start()
@@ -183,7 +199,6 @@ def test_workers_that_walk_may_die_too(model: Path, workers: RayWorkers, tmp_pat
     done.set()
     thread.join(10)
     assert killed
-    assert before
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
@@ -203,9 +218,9 @@ def test_what_kills_every_worker_is_given_up(model: Path, workers: RayWorkers, t
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_nothing_listens_beyond_this_machine(workers: RayWorkers) -> None:
+def test_nothing_listens_beyond_this_machine(workers: RayWorkers, place: Path) -> None:
     inodes = set()
-    for number in ray_processes():
+    for number in ray_processes(place):
         for handle in Path(f"/proc/{number}/fd").glob("*"):
             try:
                 inodes.add(os.readlink(handle))
