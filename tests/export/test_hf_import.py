@@ -174,3 +174,10 @@ def test_a_damaged_note_is_told(tmp_path: Path) -> None:
     note.write_text("{", "utf-8")
     with pytest.raises(InputError, match=r"moeify-export\.json: is damaged"):
         api.import_hf(tmp_path / "stock", tmp_path / "back")
+
+
+def test_what_is_no_folder_of_a_checkpoint_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, reason in (("empty", "has no config.json"), ("absent", "there is no such folder")):
+        with pytest.raises(InputError, match=rf"{name}: {reason}; give the folder of a stock checkpoint"):
+            api.import_hf(tmp_path / name, tmp_path / "back")

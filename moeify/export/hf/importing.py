@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from moeify.errors import ConversionError
+from moeify.errors import ConversionError, InputError
 from moeify.export.folder_skeleton import empty_model
 from moeify.export.hf.checking import BOUNDS, agreement, check, load_stock, look
 from moeify.export.hf.dense_config import dense_config
@@ -46,6 +46,9 @@ class Imported:
 def import_stock(folder: Path, dtype: torch.dtype, example: Batch | None = None) -> Imported:
     """Raises InputError for a folder that cannot be read, ConversionError with the reason for a model that moeify's layers do
     not compute, or that comes out another."""
+    if not (folder / "config.json").is_file():
+        reason = "has no config.json" if folder.is_dir() else "there is no such folder"
+        raise InputError(f"{folder}: {reason}; give the folder of a stock checkpoint, as save_pretrained writes it")
     fields = read_json(folder / "config.json")
     stored = weight_files(folder)
     with quiet_transformers("a stock checkpoint") as transformers:
