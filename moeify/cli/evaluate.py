@@ -24,6 +24,7 @@ def evaluate(
     device: Device = "cpu",
     allow_pickle: AllowPickle = False,
     seed: Annotated[int, typer.Option(metavar="N", parser=at_least(0), help="Seed of the null models.")] = 0,
+    record: Annotated[bool, typer.Option("--record", help="Keep what is found in OUT: model cards show it.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -35,7 +36,7 @@ def evaluate(
 
         found = api.evaluate(
             folder, data, dense=dense, nulls=nulls, tokens=tokens, factory=factory, example=example, seed=seed,
-            device=device, allow_pickle=allow_pickle, progress=progress,
+            device=device, record=record, allow_pickle=allow_pickle, progress=progress,
         )  # fmt: skip
     if json:
         screen.data(found.to_json())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,20 @@ def test_an_evaluation_is_shown_as_a_table(moeify: Run) -> None:
     verbose = moeify(f"evaluate out --data rows.pt --dense model.pt {TINY} --verbose")
     assert "balance" in verbose.out
     assert moeify(f"evaluate out --data rows.pt {TINY} --quiet").out == ""
+
+
+@pytest.mark.usefixtures("converted")
+def test_an_evaluation_is_kept_on_request_alone(moeify: Run) -> None:
+    line = f"evaluate out --data rows.pt --dense model.pt {TINY} --json"
+    moeify(line)
+    assert not Path("out/evaluations.json").exists()
+    done = moeify(f"{line} --record")
+    assert json.loads(Path("out/evaluations.json").read_text("utf-8")) == [done.data]
+    Path("out/evaluations.json").write_text("nothing")
+    done = moeify(f"{line} --record")
+    assert done.code != 0
+    assert "out/evaluations.json: cannot be read" in done.err
+    assert "delete it, and evaluate again with --record" in done.err
 
 
 @pytest.mark.usefixtures("converted")

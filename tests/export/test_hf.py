@@ -18,6 +18,7 @@ from export.stock_models import SHARED, converted, decoder, ids
 from moeify import api
 from moeify.errors import ConversionError, UsageError
 from moeify.export.hf.writing import check_source, export_hf
+from moeify.measure.evaluation import Evaluation
 from moeify.pipeline.recipe import Recipe
 
 SIGMOID = {"insert-router.gate": "sigmoid"}
@@ -119,6 +120,38 @@ def test_convert_writes_it_beside_the_folder(tmp_path: Path) -> None:
     assert "| active fraction of the FFNs | 52.8% |" in card
     assert '[[pass.pass]]\nname = "cluster-neurons"' in card
     api.export_hf(tmp_path / "out", tmp_path / "hf", example=(ids(),), force=True)
+
+
+def test_the_card_shows_the_evaluations_that_the_folder_keeps(tmp_path: Path) -> None:
+    dense: Any = decoder("llama")
+    dense.save_pretrained(tmp_path / "dense")
+    moeify.convert(tmp_path / "dense", tmp_path / "out", experts=4, top_k=2, example=(ids(),))
+    for seed in (0, 1):
+        rows = torch.randint(0, 30, (4, 12), generator=torch.Generator().manual_seed(seed))
+        torch.save(rows, tmp_path / f"rows-{seed}.pt")
+    api.export_hf(tmp_path / "out", tmp_path / "before", example=(ids(),))
+    command = "`moeify evaluate OUT --data TEXT --dense MODEL --record`"
+    assert command in (tmp_path / "before" / "README.md").read_text("utf-8")
+    api.evaluate(tmp_path / "out", tmp_path / "rows-1.pt", record=True)
+    first = api.evaluate(tmp_path / "out", tmp_path / "rows-0.pt", dense=tmp_path / "dense", record=True)
+    torch.save(rows[:2], tmp_path / "rows-1.pt")
+    again = api.evaluate(tmp_path / "out", tmp_path / "rows-1.pt", record=True)
+    api.export_hf(tmp_path / "out", tmp_path / "after", example=(ids(),))
+    card = (tmp_path / "after" / "README.md").read_text("utf-8")
+    assert command not in card
+    before, after = perplexity(first, "dense"), perplexity(first, "converted")
+    assert [line for line in card.splitlines() if line.startswith("| rows-")] == [
+        f"| rows-0.pt | 44 | {before:.3f} | {after:.3f} | {after / before:.3f} | 52.8% |",
+        f"| rows-1.pt | 22 | - | {perplexity(again, 'converted'):.3f} | - | 52.8% |",
+    ]
+    assert after != pytest.approx(before, rel=1e-3)
+
+
+def perplexity(found: Evaluation, model: str) -> float:
+    score = found.score(model)
+    assert score is not None
+    assert score.perplexity is not None
+    return score.perplexity.value
 
 
 def test_what_no_class_holds_is_left_out_on_the_users_word_alone(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,10 +25,11 @@ class Converted:
     folder: Path
 
 
-def fetched(what: str) -> Path:
-    """The model's folder. Where packages cannot be fetched the test is skipped on a laptop and fails in CI."""
+def fetched(what: str, module: ModuleType = real_models) -> Path:
+    """What that function of the module fetches. Where packages cannot be fetched the test is skipped on a laptop and fails
+    in CI."""
     try:
-        path: Path = getattr(real_models, what)()
+        path: Path = getattr(module, what)()
     except MoeifyError as error:
         if os.environ.get("CI"):
             raise

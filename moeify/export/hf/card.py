@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from moeify.export.evaluations import Quality
 from moeify.export.hf.making import held
 from moeify.export.hf.report import HfReport
 from moeify.layers.budget import moe_layers
@@ -15,8 +16,15 @@ from moeify.layers.budget import moe_layers
 CARD = "README.md"
 
 
-def card(report: HfReport, model: nn.Module, recipe: str | None, made: Mapping[str, Any] | None) -> str:
-    """Markdown with the header that model hubs read. model: the converted one; recipe: TOML; made: its report.json."""
+def card(
+    report: HfReport,
+    model: nn.Module,
+    recipe: str | None,
+    made: Mapping[str, Any] | None,
+    quality: Sequence[Quality] = (),
+) -> str:
+    """Markdown with the header that model hubs read. model: the converted one; recipe: TOML; made: its report.json; quality:
+    what it was evaluated on."""
     name = None if recipe is None else tomllib.loads(recipe).get("name")
     lines = [
         "---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [mixture-of-experts, moeify]", "---", "",
@@ -34,7 +42,7 @@ def card(report: HfReport, model: nn.Module, recipe: str | None, made: Mapping[s
             "that the gates are nearly equal, and the experts were scaled up. `moeify import` undoes it: train that.",
         ]
     lines += ["", *(f"Left out of it: {what}." for what in report.lost)]
-    lines += [] if made is None else ["", *_quality(made)]
+    lines += [] if made is None else ["", *_quality(made), "", *_perplexities(quality)]
     lines += [] if recipe is None else ["", "## Recipe", "", "```toml", recipe.strip(), "```"]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -63,3 +71,20 @@ def _quality(made: Mapping[str, Any]) -> Iterator[str]:
         yield f"| relative squared error of a layer's output, {name} (mean) | {error:.3g} |"
     if not errors:
         yield "| output errors | not measured: converted without calibration text |"
+
+
+def _perplexities(quality: Sequence[Quality]) -> Iterator[str]:
+    """A row for each text that the converted model was evaluated on."""
+    if not quality:
+        yield "Perplexity: not measured; `moeify evaluate OUT --data TEXT --dense MODEL --record`, then export again."
+        return
+    yield "| text | tokens | perplexity, dense | converted | converted / dense | active fraction of the FFNs, measured |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for row in quality:
+        cells = (_figure(row.dense, ".3f"), f"{row.converted:.3f}", _figure(row.ratio, ".3f"), _figure(row.active, ".1%"))
+        text = row.text.replace("|", "\\|")
+        yield f"| {text} | {row.tokens:,} | {' | '.join(cells)} |"
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

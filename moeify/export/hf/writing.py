@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from moeify.errors import ConversionError, MissingExtraError
 from moeify.export.atomic import EXPORT, whole_folder
+from moeify.export.evaluations import Quality, recorded
 from moeify.export.hf.card import CARD, card
 from moeify.export.hf.checking import compare
 from moeify.export.hf.checkpoint import write_checkpoint
@@ -38,14 +39,16 @@ _PLACE = re.compile(r"model\.layers\.(\d+)\.mlp")
 
 @dataclass(frozen=True)
 class Told:
-    """What a converted folder tells of its model. recipe: TOML; report: report.json, parsed."""
+    """What a converted folder tells of its model. recipe: TOML; report: report.json, parsed; quality: evaluations it keeps."""
 
     recipe: str | None = None
     report: Mapping[str, Any] | None = None
+    quality: tuple[Quality, ...] = ()
 
     @classmethod
     def of(cls, folder: Path) -> Told:
-        return cls((folder / "recipe.toml").read_text("utf-8"), json.loads((folder / "report.json").read_text("utf-8")))
+        recipe, report = ((folder / name).read_text("utf-8") for name in ("recipe.toml", "report.json"))
+        return cls(recipe, json.loads(report), recorded(folder))
 
 
 def export_hf(
@@ -68,7 +71,7 @@ def export_hf(
             tokenizer.save_pretrained(part)
         found = compare(model, part, example, exact=not lost)
         report = HfReport(str(output), family.target, str(shape), lost, found, _size(part), time.monotonic() - started)
-        (part / CARD).write_text(card(report, model, told.recipe, told.report), "utf-8")
+        (part / CARD).write_text(card(report, model, told.recipe, told.report, told.quality), "utf-8")
         made = replace(made, recipe=told.recipe, digests=weight_digests(part))
         (part / EXPORT).write_text(json.dumps(report.to_json() | {"made_of": made.to_json()}, indent=2) + "\n", "utf-8")
     return report
