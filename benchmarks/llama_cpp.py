@@ -36,7 +36,7 @@ PROMPTS = (
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("upcycle", {"experts": 2, "top_k": 1}),
     ("drop-upcycle", {"experts": 2, "top_k": 1}),
-    ("emoe", {"experts": 16, "top_k": 16}),
+    ("emoe", {"experts": 8, "top_k": 8}),
     ("emoe", {"experts": 16, "top_k": 12}),
 )
 

@@ -12,6 +12,7 @@ from moeify.api.ending import check_ending, holds_whole
 from moeify.api.models import open_model, open_outline
 from moeify.api.onnx_source import check_onnx_passes, is_onnx
 from moeify.api.outlook import check_outlook, fit
+from moeify.api.stock_source import check_not_stock
 from moeify.errors import InputError, UsageError
 from moeify.frontend.other_checkpoints import OtherCheckpoints, check_same_shapes
 from moeify.ir.model_graph import Batch, ModelGraph
@@ -99,6 +100,7 @@ def prepare(
 
     weights: without them as much is read as a plan needs. to_disk, aligned: as in `fit`."""
     pipeline = _build(recipe, calibrate, tokens)
+    check_not_stock(source)
     if is_onnx(source):
         check_onnx_passes(flatten(pipeline.passes), dtype, device)
     check_same_shapes(source, _checkpoints(pipeline))

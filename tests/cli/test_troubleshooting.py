@@ -14,6 +14,7 @@ import torch
 from cli.command_line import Outcome
 from cli.small_files import FILES, state
 from data.small_tokenizers import TEXT, byte_level
+from export.test_hf_import import foreign
 from moeify import api
 
 Run = Callable[[str], Outcome]
@@ -54,6 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "my-model", folder / "bin-model")
     (folder / "bin-model" / "model.safetensors").rename(folder / "bin-model" / "pytorch_model.bin")
     api.convert(folder / "my-model", folder / "old-moe", experts=4)
+    foreign("mixtral", num_local_experts=4).save_pretrained(folder / "my-mixtral")  # type: ignore[operator]
     torch.save(state(), folder / "weights.pt")
     torch.save({"input_ids": torch.arange(64).reshape(8, 8) % 40}, folder / "ids.pt")
     (folder / "text.txt").write_text(TEXT[:1500], "utf-8")

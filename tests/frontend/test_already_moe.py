@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,17 @@ def test_experts_are_not_found(name: str) -> None:
     found = api.inspect(build(name))
     assert found.rows == ()
     assert {refusal.path: refusal.reason for refusal in found.refusals} == MODELS[name][2]
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "GraniteMoeShared"])
+@pytest.mark.parametrize("run", [moeify.convert, api.plan])
+def test_a_stock_checkpoint_is_imported_and_not_converted(run: Callable[..., Any], name: str, tmp_path: Path) -> None:
+    """By its config, before a weight is read."""
+    build(name).save_pretrained(tmp_path / "stock")
+    (tmp_path / "stock" / "model.safetensors").write_bytes(b"")
+    known = f"is a Mixture of Experts already \\({name.lower()}\\), without a dense feed-forward network"
+    with pytest.raises(InputError, match=rf"stock: {known}; moeify import .*stock -o OUT reads it, or give the dense model"):
+        run(tmp_path / "stock", experts=4)
 
 
 @pytest.mark.parametrize("name", [name for name, case in MODELS.items() if case[1]])
