@@ -17,6 +17,8 @@ from export.test_hf import SIGMOID, distance, load
 from moeify import api
 from moeify.errors import ConversionError, InputError
 from moeify.export.folder import load_folder
+from moeify.export.hf import importing
+from moeify.export.hf.reading import layer_of
 from moeify.pipeline.recipe import Recipe
 
 # caption, model, recipe, options of convert
@@ -103,6 +105,14 @@ def foreign(kind: str, **fields: Any) -> nn.Module:
     return model.eval()
 
 
+#: Fields of checkpoints in bfloat16: rows are a multiple of 16 bytes.
+_BF16: dict[str, dict[str, Any]] = {
+    "mixtral": {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_local_experts": 4},
+    "qwen3_moe": {
+        "hidden_size": 64, "moe_intermediate_size": 64, "head_dim": 16, "num_experts": 8, "norm_topk_prob": True,
+    },
+}  # fmt: skip
+
 # caption, model_type, fields, class that the converted model has
 READ: list[tuple[str, str, dict[str, Any], str]] = [
     ("a Mixtral", "mixtral", {"num_local_experts": 4}, "MistralForCausalLM"),
@@ -125,6 +135,39 @@ def test_a_checkpoint_of_somebody_else_is_read_too(kind: str, fields: dict[str, 
     again = moeify.load(tmp_path / "back")
     assert type(again).__name__ == cls
     assert distance(model, again, ids()) < 1e-5
+
+
+@pytest.mark.parametrize("shard", ["5GB", "50KB"])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_a_checkpoint_in_bfloat16_stays_in_it(kind: str, shard: str, tmp_path: Path) -> None:
+    model: Any = foreign(kind, **_BF16[kind]).bfloat16()
+    model.save_pretrained(tmp_path / "stock", max_shard_size=shard)
+    assert (len(list((tmp_path / "stock").glob("*.safetensors"))) > 1) == (shard == "50KB")
+    found = api.import_hf(tmp_path / "stock", tmp_path / "back", dtype="bf16")
+    assert found.agreement.alike > 0.98
+    again = moeify.load(tmp_path / "back")
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.bfloat16}
+    layer, block = again.get_submodule("model.layers.0.mlp"), model.model.layers[0].mlp
+    assert torch.equal(layer.get_parameter("gate"), block.experts.gate_up_proj.chunk(2, dim=1)[0].flatten(0, 1))
+    assert torch.equal(layer.get_submodule("router").get_parameter("weight"), block.gate.weight)
+
+
+def test_a_deep_checkpoint_in_bfloat16_is_compared_layer_by_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its roundings add up, and choices are others somewhere for each token: logits alone would say nothing."""
+    foreign("qwen3_moe", **_BF16["qwen3_moe"], num_hidden_layers=48).bfloat16().save_pretrained(tmp_path / "stock")  # type: ignore[operator]
+    found = api.import_hf(tmp_path / "stock", tmp_path / "back", dtype="bf16")
+    assert found.agreement.distance is None
+
+    def wrong(*given: Any) -> Any:
+        shape, tensors = layer_of(*given)
+        return shape, tensors | {"down": tensors["down"] * 1.1}
+
+    monkeypatch.setattr(importing, "layer_of", wrong)
+    with pytest.raises(
+        ConversionError, match=r"does not compute the same .*: a layer's outputs are apart by 1\.0e-01; nothing"
+    ):
+        api.import_hf(tmp_path / "stock", tmp_path / "other", dtype="bf16")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_mixtral_goes_to_onnx_and_is_measured(tmp_path: Path) -> None:

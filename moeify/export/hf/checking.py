@@ -27,19 +27,45 @@ _FLIPPED = {torch.float32: 0.01, torch.float16: 0.1, torch.bfloat16: 0.1}
 @dataclass(frozen=True, eq=False)
 class Seen:
     """What a stock model did with the example. logits: float32 [sequences, tokens, vocabulary]; of each router inputs: x
-    [tokens, hidden]; chosen: bool [tokens, experts]."""
+    [tokens, hidden]; chosen: bool [tokens, experts]; outputs: [tokens, hidden] of its experts, a shared one included."""
 
     logits: Tensor
     inputs: list[Tensor]
     chosen: list[Tensor]
+    outputs: list[Tensor]
 
 
 def look(stock: nn.Module, example: Batch) -> Seen:
     """Runs a stock model."""
     routers = [module for module in stock.modules() if type(module).__name__.lower().endswith("topkrouter")]
-    logits, calls = _run(stock, example, routers, lambda router, inputs, output: (inputs[0], _mask(output[2], router)))
+    blocks = [module for name, module in stock.named_modules() if hasattr(module, "experts") or name.endswith("shared_mlp")]
+    outputs: list[list[Tensor]] = []
+
+    def seen(module: Any, inputs: Any, output: Any) -> Any:
+        if module in routers:
+            outputs.append([])
+            return inputs[0], _mask(output[2], module)
+        outputs[-1].append(output[0] if isinstance(output, tuple) else output)
+        return None
+
+    logits, calls = _run(stock, example, [*routers, *blocks], seen)
+    calls = [call for call in calls if call is not None]
     width = calls[0][0].shape[-1]
-    return Seen(logits, [x.reshape(-1, width) for x, _ in calls], [chosen for _, chosen in calls])
+    summed = [torch.stack(parts).sum(0).reshape(-1, width) for parts in outputs]
+    return Seen(logits, [x.reshape(-1, width) for x, _ in calls], [chosen for _, chosen in calls], summed)
+
+
+def layer_distance(model: nn.Module, seen: Seen) -> float:
+    """Of the layers' outputs on the inputs that the stock model's had, where the same experts are chosen: the largest
+    difference of a layer, as norms over all tokens, / the norm of its output. Deep models in bfloat16 may have no token
+    without another choice somewhere, so that logits say nothing: this does."""
+    largest = 0.0
+    with evaluating(model), torch.no_grad():
+        for layer, x, chosen, output in zip(moe_layers(model).values(), seen.inputs, seen.chosen, seen.outputs, strict=True):
+            kept = (layer.route(x).chosen == chosen).all(-1)
+            ours, theirs = layer(x)[kept].double(), output[kept].double()
+            largest = max(largest, float((ours - theirs).norm() / theirs.norm().clamp(min=1e-30)))
+    return largest
 
 
 def agreement(model: nn.Module, seen: Seen, example: Batch) -> Agreement:

@@ -12,7 +12,7 @@ from torch import nn
 
 from moeify.errors import ConversionError, InputError
 from moeify.export.folder_skeleton import empty_model
-from moeify.export.hf.checking import BOUNDS, agreement, check, load_stock, look
+from moeify.export.hf.checking import BOUNDS, agreement, check, layer_distance, load_stock, look
 from moeify.export.hf.dense_config import dense_config
 from moeify.export.hf.making import Making, entry_of, read_making
 from moeify.export.hf.reading import layer_of, moe_block
@@ -28,8 +28,10 @@ from moeify.ir.model_graph import Batch
 from moeify.layers.moe_layer import MoELayer
 from moeify.splice.eager import install
 
-#: Difference of logits / the largest one, where a layer computes what the stock class does.
-_SAME = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+#: Difference of logits / the largest one, and of a layer's outputs, where a layer computes what the stock class does. Logits of
+#: bfloat16 gather the roundings of all layers; a layer alone is off by some 2^-8.
+_SAME = BOUNDS | {torch.float32: 1e-4}
+_SAME_LAYER = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,10 @@ def import_stock(folder: Path, dtype: torch.dtype, example: Batch | None = None)
     found = agreement(model, seen, batch)
     flat = made is not None and any(entry.config.gate_rule == "one" for entry in entries.values())
     bound = BOUNDS[dtype] if flat else _SAME[dtype]
-    check(found, bound, dtype, f"{folder}: does not compute the same as layers of moeify")
+    words = f"{folder}: does not compute the same as layers of moeify"
+    check(found, bound, dtype, words)
+    if not flat and not (apart := layer_distance(model, seen)) <= _SAME_LAYER[dtype]:
+        raise ConversionError(f"{words}: a layer's outputs are apart by {apart:.1e}; nothing was written")
     digests = {path.name: file_digest(path) for path in (folder / "config.json", *stored)}
     source = SourceInfo("huggingface", folder.resolve().name, f"transformers.{type(model).__name__}", digests)
     notes = () if remark is None else (remark,)
