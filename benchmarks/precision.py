@@ -1,6 +1,6 @@
 """What lower precision costs SmolLM2-135M in ONNX Runtime: perplexity of the dense model and of 16 experts a layer, all on.
 
-PYTHONPATH=examples python -m benchmarks.precision [--precisions fp32,int8,int4] [--tokens 2048] [--write]
+PYTHONPATH=examples python -m benchmarks.precision [--precisions fp32,int8,int4] [--tokens 2048] [--calibrate 4096] [--write]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 import moeify
 import real_models
 from benchmarks.rows import arguments, machine, show
+from moeify.data.data_set import DataSet
 from moeify.data.open_data import open_data
 from moeify.export.onnx.exporting import export_onnx
 from moeify.frontend.load_model import load_model
@@ -35,24 +36,29 @@ def models() -> dict[str, nn.Module]:
     return {"dense": load_model(folder).model, "all experts on": converted}
 
 
-def measured(name: str, model: nn.Module, loaded: LoadedModel, precision: str, tokens: int) -> dict[str, Any]:
+def measured(name: str, model: nn.Module, loaded: LoadedModel, precision: str, tokens: int, calibrate: int) -> dict[str, Any]:
+    def text(path: Path, tokens: int) -> DataSet:
+        return open_data(path, tokenizer=loaded.tokenizer, example=loaded.example, tokens=tokens, batch=1)
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        report = export_onnx(model, loaded.example, path, precision=precision)
-        data = open_data(real_models.technical_text(), tokenizer=loaded.tokenizer, example=loaded.example, tokens=tokens)
-        losses = [loss for batch in data for loss in _losses(path, batch)]
+        seen = text(real_models.encyclopaedic_text(), calibrate) if calibrate else ()
+        report = export_onnx(model, loaded.example, path, precision=precision, calibrate=seen)
+        data = text(real_models.technical_text(), tokens)
+        decoder = Decoder(session(path, threads=1))
+        losses = [loss for batch in data for loss in _losses(decoder, batch)]
     return {
         "benchmark": "precision", "model": "SmolLM2-135M", "form": name, "precision": precision, "tokens": len(losses),
+        "calibration tokens": calibrate, "seconds": round(report.seconds, 1),
         "perplexity": round(float(np.exp(np.mean(losses))), 3), "bytes": report.size,
         "largest distance": round(max(check.distance for check in report.checks), 6), **machine(),
     }  # fmt: skip
 
 
-def _losses(path: Path, batch: Any) -> list[float]:
+def _losses(decoder: Decoder, batch: Any) -> list[float]:
     """Negative log-likelihood of every token but the first of each row, by the file."""
     found: list[float] = []
     for row in batch["input_ids"].numpy():
-        decoder = Decoder(session(path, threads=1))
         logits = torch.from_numpy(np.asarray(decoder.step(row[None], np.ones((1, len(row)), dtype=np.int64))))
         lines = logits.reshape(-1, logits.shape[-1]).double()[:-1].log_softmax(-1)
         found += (-lines[torch.arange(len(lines)), torch.from_numpy(row[1:])]).tolist()
@@ -63,11 +69,12 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--precisions", default="fp32,int8,int4")
     parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--calibrate", type=int, default=0, help="tokens of calibration text")
     given = parser.parse_args()
     loaded = load_model(real_models.smollm2())
     for name, model in models().items():
         for precision in given.precisions.split(","):
-            show(measured(name, model, loaded, precision, given.tokens), given.write)
+            show(measured(name, model, loaded, precision, given.tokens, given.calibrate), given.write)
     return 0
 
 

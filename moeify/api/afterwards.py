@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,11 @@ from moeify.pipeline.context import Progress, no_progress
 from moeify.pipeline.size import parse_size
 
 if TYPE_CHECKING:
+    from moeify.export.folder import LoadedFolder
     from moeify.export.genai.report import GenaiReport
     from moeify.export.hf.report import HfReport
     from moeify.export.onnx.report import OnnxReport
+    from moeify.ir.model_graph import Batch
     from moeify.measure.evaluation import Evaluation
 
 
@@ -74,6 +76,8 @@ def export(
     precision: str = "fp32",
     lowering: str = "auto",
     tokens: Sequence[int] = (1, 128),
+    calibrate: Data | None = None,
+    calibration_tokens: int = 4096,
     factory: Factory | None = None,
     example: Example | None = None,
     force: bool = False,
@@ -82,9 +86,10 @@ def export(
 ) -> OnnxReport:
     """Writes a converted model as an ONNX file; it is compared with the eager model first.
 
-    precision: fp32, fp16, int8 or int4: how weights are stored (docs/quantisation.md). lowering: auto, portable, standard,
-    contrib or native: what an MoE layer becomes; tokens: how many a call will have (docs/onnx.md). Raises UsageError for
-    another format than onnx, an unknown precision or lowering, InputError, ConversionError and OutputError as their words say.
+    precision: fp32, fp16, int8 or int4: how weights are stored; calibrate: data by which int8 and int4 round better, of which
+    calibration_tokens are read (docs/quantisation.md). lowering: auto, portable, standard, contrib or native: what an MoE layer
+    becomes; tokens: how many a call will have (docs/onnx.md). Raises UsageError for another format than onnx, an unknown
+    precision or lowering, InputError, ConversionError and OutputError as their words say.
     """
     if to != "onnx":
         raise UsageError(f"cannot export to {to!r}: known are onnx, hf by `export_hf` and genai by `export_genai`")
@@ -92,15 +97,18 @@ def export(
     from moeify.export.folder import load_folder
     from moeify.export.onnx.exporting import export_onnx
     from moeify.export.onnx.lowering.choices import check_lowering
-    from moeify.export.onnx.precision.choices import check_precision
+    from moeify.export.onnx.precision.choices import check_calibration, check_precision
 
     check_precision(precision)
+    check_calibration(precision, calibrate is not None)
     check_lowering(lowering, tuple(tokens))
     check_target(Path(output), force=force)
     found = load_folder(Path(folder), factory=factory, allow_pickle=allow_pickle)
     progress("exporting ONNX", 0, None)
     options: dict[str, Any] = {"precision": precision, "lowering": lowering, "tokens": tuple(tokens)}
-    return export_onnx(found.model, example_of(found, example), Path(output), force=force, **options)
+    batch = example_of(found, example)
+    seen = _calibration(calibrate, found, batch, calibration_tokens)
+    return export_onnx(found.model, batch, Path(output), force=force, calibrate=seen, **options)
 
 
 def export_hf(
@@ -142,6 +150,8 @@ def export_genai(
     precision: str = "fp32",
     lowering: str = "auto",
     tokens: Sequence[int] = (1, 128),
+    calibrate: Data | None = None,
+    calibration_tokens: int = 4096,
     factory: Factory | None = None,
     example: Example | None = None,
     force: bool = False,
@@ -151,9 +161,9 @@ def export_genai(
     """Writes a converted decoder as a folder that onnxruntime-genai opens: model.onnx, compared with the eager model as by
     `export`, genai_config.json and the tokenizer (docs/serving.md).
 
-    precision, lowering, tokens: as for `export`. Where onnxruntime-genai is installed, it opens the folder and has to generate
-    what ONNX Runtime does. Raises ConversionError for another model than a decoder of text, before its weights are read; else
-    as `export`.
+    precision, calibrate, calibration_tokens, lowering, tokens: as for `export`. Where onnxruntime-genai is installed, it opens
+    the folder and has to generate what ONNX Runtime does. Raises ConversionError for another model than a decoder of text,
+    before its weights are read; else as `export`.
     """
     from moeify.export.atomic import check_target
     from moeify.export.folder import load_folder
@@ -162,9 +172,10 @@ def export_genai(
     from moeify.export.manifest import read_manifest
     from moeify.export.onnx.lowering.choices import check_lowering
     from moeify.export.onnx.packages import check_packages
-    from moeify.export.onnx.precision.choices import check_precision
+    from moeify.export.onnx.precision.choices import check_calibration, check_precision
 
     check_precision(precision)
+    check_calibration(precision, calibrate is not None)
     check_lowering(lowering, tuple(tokens))
     check_target(Path(output), force=force)
     check_class(read_manifest(Path(folder)).source.model_class)
@@ -172,6 +183,12 @@ def export_genai(
     found = load_folder(Path(folder), factory=factory, allow_pickle=allow_pickle)
     progress("exporting for onnxruntime-genai", 0, None)
     options: dict[str, Any] = {"precision": precision, "lowering": lowering, "tokens": tuple(tokens)}
+    batch = example_of(found, example)
+    seen = _calibration(calibrate, found, batch, calibration_tokens)
     return writing.export_genai(
-        found.model, example_of(found, example), Path(output), tokenizer=found.tokenizer, force=force, **options
+        found.model, batch, Path(output), tokenizer=found.tokenizer, force=force, calibrate=seen, **options
     )
+
+
+def _calibration(source: Data | None, found: LoadedFolder, example: Batch, tokens: int) -> Iterable[Batch]:
+    return () if source is None else open_batches(source, found.model, found.tokenizer, example, tokens, rows=1)

@@ -32,12 +32,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 EXPORTS = ("torch", "onnx", "hf")
 
 
-def open_batches(source: Data, model: nn.Module, tokenizer: Any, example: Batch | None, tokens: int | None) -> Iterable[Batch]:
-    """Data in the form of the example (without one as it is), re-iterable. Raises InputError for what does not fit."""
+def open_batches(
+    source: Data, model: nn.Module, tokenizer: Any, example: Batch | None, tokens: int | None, rows: int = 4
+) -> Iterable[Batch]:
+    """Data in the form of the example (without one as it is), re-iterable. rows: of a batch of text or tensors. Raises
+    InputError for what does not fit."""
     from moeify.data.open_data import open_data
     from moeify.measure.outputs import vocabulary_of
 
-    return open_data(source, tokenizer=tokenizer, example=example, tokens=tokens, vocabulary=vocabulary_of(model))
+    vocabulary = vocabulary_of(model)
+    return open_data(source, tokenizer=tokenizer, example=example, tokens=tokens, vocabulary=vocabulary, batch=rows)
 
 
 def example_of(found: LoadedFolder, example: Example | None) -> Batch:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moeify.cli.options import AllowPickle, Example, Factory, Force, Json, Quiet, Verbose
+from moeify.cli.options import AllowPickle, Example, Factory, Force, Json, Quiet, Verbose, at_least
 from moeify.cli.screen import Screen
 from moeify.cli.working import working
 from moeify.errors import UsageError
@@ -24,6 +24,12 @@ def export(
     precision: Annotated[
         str, typer.Option(metavar="fp32|fp16|int8|int4", help="Of onnx, genai: how weights are stored.")
     ] = "fp32",
+    calibrate: Annotated[
+        str | None, typer.Option(metavar="FILE|PKG.MOD:CALLABLE", help="Of int8, int4: data to round weights by.")
+    ] = None,
+    calibration_tokens: Annotated[
+        int, typer.Option(metavar="N", parser=at_least(16), help="Tokens of it to read (rows, where it is not text).")
+    ] = 4096,
     lowering: Annotated[
         str, typer.Option(metavar="auto|portable|standard|contrib|native", help="What an MoE layer becomes in the file.")
     ] = "auto",
@@ -49,12 +55,15 @@ def export(
             raise UsageError("--max-shard-size is for --to hf")
         if precision != "fp32" and to == "hf":
             raise UsageError("--precision is for --to onnx and genai: a folder of hf keeps the weights as they are")
+        if calibrate is not None and to == "hf":
+            raise UsageError("--calibrate is for --to onnx and genai: a folder of hf keeps the weights as they are")
         given: dict[str, Any] = {"factory": factory, "example": example, "force": force, "allow_pickle": allow_pickle}
         report: OnnxReport | GenaiReport | HfReport
         if to == "hf":
             report = api.export_hf(folder, output, lossy=lossy, max_shard_size=max_shard_size, progress=progress, **given)
         else:
             options: dict[str, Any] = {"precision": precision, "lowering": lowering, "tokens": _counts(tokens)}
+            options |= {"calibrate": calibrate, "calibration_tokens": calibration_tokens}
             if to == "genai":
                 report = api.export_genai(folder, output, progress=progress, **options, **given)
             else:

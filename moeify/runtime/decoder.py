@@ -48,21 +48,12 @@ class Decoder:
 
         mask [batch, tokens]: given with the first tokens of new sequences (which drops the cache), 0 for padding on the left.
         """
-        import onnxruntime
-
         ids = np.asarray(ids, dtype=np.int64)
-        past = self.cache
-        if mask is not None or not past.values:
-            empty = tuple(self._empty(name, len(ids)) for name in self._past)
-            past = Cache(empty, np.zeros((len(ids), 0), dtype=np.int64))
+        past = self.cache if mask is None and self.cache.values else self._empty(len(ids))
         new = np.ones_like(ids) if mask is None else np.asarray(mask, dtype=np.int64)
         whole = np.concatenate([past.mask, new], axis=1)
-        feeds = {"input_ids": ids, "attention_mask": whole}
-        if "position_ids" in self._inputs:
-            feeds["position_ids"] = np.maximum(whole.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
-        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
         # The cache goes round as it is, without a copy into numpy.
-        found = self._session.run_with_ort_values(self._outputs, values | dict(zip(self._past, past.values)))
+        found = self._session.run_with_ort_values(self._outputs, self._feeds(ids, whole, past))
         self.cache = Cache(tuple(found[1:]), whole)
         return np.asarray(found[0].numpy())
 
@@ -85,9 +76,28 @@ class Decoder:
             logits = self.step(token[:, None])
         return np.stack(found, axis=1) if found else np.zeros((len(ids), 0), dtype=np.int64)
 
-    def _empty(self, name: str, batch: int) -> Any:
-        import onnxruntime
+    def first(self, ids: Array, mask: Array) -> dict[str, Any]:
+        """What `step` feeds the session with the first tokens of new sequences; the cache stays as it is."""
+        return self._feeds(np.asarray(ids, dtype=np.int64), np.asarray(mask, dtype=np.int64), self._empty(len(ids)))
 
-        value = self._inputs[name]
-        _, heads, _, width = value.shape
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((batch, heads, 0, width), dtype=_TYPES[value.type]))
+    def _feeds(self, ids: Array, mask: Array, past: Cache) -> dict[str, Any]:
+        """mask: of what was read and of ids."""
+        feeds = {"input_ids": ids, "attention_mask": mask}
+        if "position_ids" in self._inputs:
+            feeds["position_ids"] = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
+        return {name: _value(array) for name, array in feeds.items()} | dict(zip(self._past, past.values))
+
+    def _empty(self, batch: int) -> Cache:
+        """Of sequences of which nothing was read."""
+
+        def values(name: str) -> Any:
+            _, heads, _, width = self._inputs[name].shape
+            return _value(np.zeros((batch, heads, 0, width), dtype=_TYPES[self._inputs[name].type]))
+
+        return Cache(tuple(map(values, self._past)), np.zeros((batch, 0), dtype=np.int64))
+
+
+def _value(array: Array) -> Any:
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))

@@ -143,3 +143,25 @@ def test_what_genai_does_not_run_is_one_line(moeify: Run, tmp_path: Path) -> Non
 def test_wrong_lowerings_are_one_line(options: str, message: str, moeify: Run) -> None:
     done = moeify(f"export out -o model.onnx {TINY} {options}")
     assert (done.code, done.out, done.err) == (2, "", f"moeify: error: {message}\n")
+
+
+@pytest.mark.usefixtures("converted")
+def test_an_export_is_calibrated(moeify: Run) -> None:
+    done = moeify(f"export out -o model.onnx {TINY} --precision int8 --calibrate rows.pt --calibration-tokens 48 --json")
+    assert (done.code, done.err) == (0, "")
+    assert [choice["error"] <= choice["nearest"] for choice in done.data["calibrated"]] == [True] * 2
+
+
+@pytest.mark.usefixtures("converted")
+def test_calibration_is_refused_where_it_chooses_nothing(moeify: Run, tmp_path: Path) -> None:
+    for options, word in (
+        ("", "this is fp32"),
+        ("--precision fp16", "this is fp16"),
+        ("--to hf", "--calibrate is for --to onnx"),
+    ):
+        done = moeify(f"export out -o there {TINY} --calibrate rows.pt {options}")
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert word in done.err
+    done = moeify(f"export out -o there {TINY} --precision int8 --calibrate empty.txt")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert not (tmp_path / "there").exists()

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from moeify.errors import ConversionError, UsageError
 from moeify.export.onnx.exporting import export_onnx
 from moeify.export.onnx.inspecting import onnx_layers
-from moeify.export.onnx.precision import dense_products, moe_products
+from moeify.export.onnx.precision import matrix_rounding
 from moeify.export.onnx.precision.rounding import Rounded, relative_error, rounded, stored_matrix
 from moeify.export.onnx.report import OnnxReport
 from moeify.ir.moe_config import MoEConfig, RouterConfig
@@ -179,11 +178,9 @@ def test_a_wrong_scale_is_found(factor: float, bits: int) -> None:
         stored_matrix("m", "f", matrix, replace(parts, scale=wrong))
 
 
-@pytest.mark.parametrize(("room", "which"), [(dense_products, 1), (moe_products, 2)], ids=["a product", "an MoE layer"])
-def test_nothing_is_written_with_a_wrong_scale(
-    room: ModuleType, which: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(room, "rounded", doubled(which))
+@pytest.mark.parametrize("which", [1, 2], ids=["a product", "an MoE layer"])
+def test_nothing_is_written_with_a_wrong_scale(which: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix_rounding, "rounded", doubled(which))
     with pytest.raises(ConversionError, match="further from the model's than 8 bits take it"):
         export_onnx(small(), (IDS,), tmp_path / "m.onnx", precision="int8")
     assert list(tmp_path.iterdir()) == []
@@ -216,14 +213,32 @@ def test_rounding_is_to_the_nearest(bits: int) -> None:
     matrix[2] = 0
     parts = rounded(matrix, bits)
     assert parts.scale.shape == (5, 1 if bits == 8 else 2)
-    step = np.repeat(parts.scale, 64 // parts.scale.shape[1], axis=1)
-    assert (np.abs(parts.restored - matrix) <= 0.5001 * step).all()
-    assert np.abs(parts.values).max(axis=1).tolist() == [
-        LARGEST if i != 2 else 0 for i in range(5) for LARGEST in [2 ** (bits - 1) - 1]
-    ]
+    step = np.repeat(np.abs(parts.scale), 64 // parts.scale.shape[1], axis=1)
+    cut = parts.values == 7  # in 4 bits what mirrors the weight furthest from 0 is cut off by up to one step
+    assert (np.abs(parts.restored - matrix) <= np.where(cut & (bits == 4), 1.0001, 0.5001) * step).all()
+    furthest = {8: [127, 127, 0, 127, 127], 4: [8, 8, 0, 8, 8]}
+    assert np.abs(parts.values.astype(int)).max(axis=1).tolist() == furthest[bits]
     assert relative_error(matrix[2:3], parts.restored[2:3]) == 0
     stored = parts.unsigned
     if bits == 4:
         assert stored.shape == (5, 32)
         stored = np.stack([stored & 15, stored >> 4], axis=-1).reshape(5, 64)
     np.testing.assert_array_equal(stored.astype(int) - 2 ** (bits - 1), parts.values)
+
+
+def test_4_bits_cut_off_what_counts_little() -> None:
+    """Of two blocks one has its furthest weight in a column that counts, the other in one that does not."""
+    rng = np.random.default_rng(1)
+    matrix = rng.standard_normal((8, 64)).astype(np.float32)
+    matrix[:, [0, 32]] = 6.0
+    importance = np.ones(64, dtype=np.float32)
+    importance[0], importance[32] = 100.0, 1e-3
+    nearest, weighted = rounded(matrix, 4), rounded(matrix, 4, importance)
+
+    def error(parts: Rounded) -> NDArray[np.float32]:
+        return np.asarray((np.square(parts.restored - matrix) * importance).reshape(8, 2, 32).sum(axis=-1))
+
+    assert (error(weighted) <= error(nearest)).all()
+    assert (np.abs(weighted.scale[:, 1]) < 0.8 * np.abs(nearest.scale[:, 1])).all()
+    np.testing.assert_allclose(weighted.restored[:, 0], 6.0, rtol=0.05)
+    assert stored_matrix("m", "f", matrix, weighted).bits == 4

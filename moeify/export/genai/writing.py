@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,19 +36,20 @@ def export_genai(
     precision: str = "fp32",
     lowering: str = "auto",
     tokens: tuple[int, ...] = TOKENS,
+    calibrate: Iterable[Batch] = (),
 ) -> GenaiReport:
     """Writes the folder once its ONNX file has given what the model gives (as `export_onnx`) and, where onnxruntime-genai is
     installed, that has opened the folder and generated what ONNX Runtime gives.
 
-    precision, lowering, tokens: as for `export_onnx`; with lowering "native" the operator library is copied into the folder, as
-    onnxruntime-genai loads none from elsewhere. tokenizer: None leaves its files out. The model is left as it was. Raises
-    ConversionError for another model than a decoder with a cache, and as `export_onnx`; OutputError where the folder cannot be
-    written.
+    precision, lowering, tokens, calibrate: as for `export_onnx`; with lowering "native" the operator library is copied into the
+    folder, as onnxruntime-genai loads none from elsewhere. tokenizer: None leaves its files out. The model is left as it was.
+    Raises ConversionError for another model than a decoder with a cache, and as `export_onnx`; OutputError where the folder
+    cannot be written.
     """
     started = time.monotonic()
     ids = decoder_example(model, example)
     with whole_folder(output, force) as part:
-        options: dict[str, Any] = {"precision": precision, "lowering": lowering, "tokens": tokens}
+        options: dict[str, Any] = {"precision": precision, "lowering": lowering, "tokens": tokens, "calibrate": calibrate}
         found = export_onnx(model, dict(ids), part / "model.onnx", **options)
         operators = _copied_library(part) if lowering == "native" else None
         if tokenizer is not None:

@@ -41,6 +41,11 @@ def compare(name: str, expected: Sequence[Array], found: Sequence[Array], dtype:
     return Check(name, distance, bound, far / max(1, rows))
 
 
+def furthest(expected: Sequence[Array], found: Sequence[Array]) -> float:
+    """The largest distance of a row of outputs of the same shapes."""
+    return max(float(_row_distances(want, got).max(initial=0.0)) for want, got in zip(expected, found, strict=True))
+
+
 def _row_distances(want: Array, got: Array) -> Array:
     """For each row (last axis): its largest difference / the largest value of all; infinite where got is not finite."""
     want, got = (array.astype(np.float64).reshape(-1, array.shape[-1] if array.ndim else 1) for array in (want, got))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from moeify.export.onnx.lowering.lower import lower
 from moeify.export.onnx.model_interface import model_interface
 from moeify.export.onnx.packages import check_packages
 from moeify.export.onnx.precision.choices import check_precision
+from moeify.export.onnx.precision.product_inputs import product_inputs
 from moeify.export.onnx.precision.rounded_graph import lower_precision
 from moeify.export.onnx.report import Check, Lowered, OnnxReport, Port
 from moeify.export.onnx.splicing import onnx_interface, spliced_graph
@@ -49,11 +51,13 @@ def export_onnx(
     precision: str = "fp32",
     lowering: str = "auto",
     tokens: tuple[int, ...] = TOKENS,
+    calibrate: Iterable[Batch] = (),
 ) -> OnnxReport:
     """Writes `output` (and `output.data` beyond 2 GB) once ONNX Runtime has given what the model gives.
 
-    precision: fp32, fp16, int8 or int4: how weights are stored (docs/quantisation.md). lowering: what an MoE layer becomes,
-    tokens: how many a call will have (docs/onnx.md). Composed rows are folded. Hugging Face decoders take and give their cache,
+    precision: fp32, fp16, int8 or int4: how weights are stored; calibrate: batches by which int8 and int4 are chosen
+    (docs/quantisation.md). lowering: what an MoE layer becomes, tokens: how many a call will have (docs/onnx.md). Composed rows
+    are folded. Hugging Face decoders take and give their cache,
     encoder-decoders are one graph without one; batch and sequence are free. The model is left as it was. Raises UsageError for
     a bad option, OutputError where the file cannot be written, ConversionError where the model cannot be translated, a layer
     has no such lowering, or the file computes something else.
@@ -65,7 +69,8 @@ def export_onnx(
     with calm(model), whole_file(output, force) as part:
         with folded_layers(model):  # the operator takes plain rows
             interface, graph = _traced(model, example, opset)
-        stored = lower_precision(graph, precision)
+        inputs = product_inputs(graph, interface, calibrate) if calibrate != () else {}
+        rounded = lower_precision(graph, precision, inputs)
         layers, lowered = lower(graph, lowering, tokens)
         data = _save(graph, part)
         checks = verify(part, model, interface, layers, _dtype(model) if precision == "fp32" else precision, lowering)
@@ -75,7 +80,7 @@ def export_onnx(
             with whole_file(output.with_name(data.name), force) as place:
                 os.replace(data, place)
         report = _report(graph, output, layers, lowered, checks, size, time.monotonic() - started)
-        return replace(report, precision=precision, stored=stored)
+        return replace(report, precision=precision, stored=rounded.stored, calibrated=rounded.chosen)
 
 
 def _traced(model: nn.Module, example: Batch, opset: int) -> tuple[Interface, ir.Model]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from moeify.export.onnx.attach import MoENode
 from moeify.export.onnx.distance import FLIPS, compare
 from moeify.export.onnx.interface import Interface
 from moeify.export.onnx.report import Check
+from moeify.export.onnx.sensitivity import excused
 from moeify.export.onnx.trials import EXAMPLE, decoder_trials, flat_trials
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.stochastic_router import StochasticRouter
@@ -33,6 +35,9 @@ def verify(
     """First with all experts on (k raised), where no near tie can fall the other way; then as the model is, unless a layer
     draws its experts at random, which file and model do not do alike. Each by the bodies, as stock ONNX Runtime does it, and by
     the native library, so far as the lowering has the one and the machine the other.
+
+    Output weights that were fitted to half of the experts give more than twice too much with all of them on, and the layers
+    behind make small differences large: there the bound is what noise of the size of rounding does to the model itself.
 
     Raises ConversionError where a distance is beyond its bound.
     """
@@ -70,6 +75,8 @@ def _run(
                 continue
             full = f"{prefix}{name}{', native library' if native else ''}"
             check = compare(full, expected, exported(built), dtype, allowed)
+            if check.distance > check.bound and replace:
+                check = dataclasses.replace(check, bound=max(check.bound, excused(model, eager, expected, dtype)))
             if check.distance > check.bound:
                 raise ConversionError(
                     f"{check.name}: ONNX Runtime is {check.distance:.1e} of the largest value away from the model, "

@@ -11,12 +11,13 @@ from moeify.export.onnx.body_shape import BLOCK
 from moeify.export.onnx.interface import HELD
 from moeify.export.onnx.operations import Operations
 from moeify.export.onnx.precision.constants import constant_matrix, initializer
-from moeify.export.onnx.precision.rounding import Rounded, rounded, stored_matrix
-from moeify.export.onnx.report import StoredMatrix
+from moeify.export.onnx.precision.rounding import Rounded
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
+
+    from moeify.export.onnx.precision.matrix_rounding import MatrixRounding
 
 MICROSOFT = "com.microsoft"
 #: Tokens whose values are all smaller count as zeros.
@@ -26,9 +27,9 @@ _SMALLEST = 1e-30
 class DenseProducts:
     """Replaces products one by one; x that several products read is made ready once, a matrix in several is stored once."""
 
-    def __init__(self, model: ir.Model, bits: int) -> None:
-        self.model, self.bits = model, bits
-        self.found: list[StoredMatrix] = []
+    def __init__(self, model: ir.Model, bits: int, rounding: MatrixRounding) -> None:
+        self.model, self.bits, self.rounding = model, bits, rounding
+        self.replaced = 0
         self._ready: dict[tuple[ir.Value, Any], tuple[ir.Value, ir.Value]] = {}
         self._stored: dict[tuple[ir.Value, bool], list[ir.Value]] = {}
 
@@ -47,6 +48,7 @@ class DenseProducts:
         y = product(op, x, node, matrix)
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             y = op("Add", y, node.inputs[2])
+        self.replaced += 1
         ir.convenience.replace_nodes_and_values(graph, node, [node], list(op.nodes), node.outputs, [y])
 
     def _product8(self, op: Operations, x: ir.Value, node: ir.Node, matrix: NDArray[np.float32]) -> ir.Value:
@@ -75,9 +77,8 @@ class DenseProducts:
         key = weights, node.attributes.get_int("transB", 0) == 1
         if key not in self._stored:
             padded = np.pad(matrix.T, ((0, 0), (0, -len(matrix) % BLOCK))) if self.bits == 4 else matrix.T
-            parts, name = rounded(padded, self.bits), name_of(node)
-            operator = "DynamicQuantizeMatMul" if self.bits == 8 else "MatMulNBits"
-            self.found.append(stored_matrix(name, f"{MICROSOFT}::{operator}", padded, parts))
+            name, operator = name_of(node), "DynamicQuantizeMatMul" if self.bits == 8 else "MatMulNBits"
+            parts = self.rounding(name, f"{MICROSOFT}::{operator}", padded, self.bits, node.inputs[0])
             arrays = zip(("integers", "scale"), form(parts))
             self._stored[key] = [initializer(self.model, f"{name}.{end}", array) for end, array in arrays]
         return self._stored[key]

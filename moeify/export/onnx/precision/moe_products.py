@@ -9,17 +9,15 @@ import numpy as np
 from moeify.export.onnx.attach import given_inputs, moe_nodes
 from moeify.export.onnx.body_shape import BLOCK, DOMAIN, INTEGERS, QUANTISED, QUANTISED_INPUTS
 from moeify.export.onnx.precision.constants import constant_matrix, initializer
-from moeify.export.onnx.precision.rounding import rounded, stored_matrix
-from moeify.export.onnx.report import StoredMatrix
+from moeify.export.onnx.precision.matrix_rounding import MatrixRounding
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
 
-def quantise_moe(model: ir.Model, bits: int) -> list[StoredMatrix]:
+def quantise_moe(model: ir.Model, bits: int, rounding: MatrixRounding) -> None:
     """Where hidden or output is no multiple of 32, 8 bits take the place of 4. Nodes whose weights are computed stay."""
-    found: list[StoredMatrix] = []
     stored: dict[tuple[ir.Value, int], tuple[ir.Value, ir.Value]] = {}  # a layer may be called more than once
     for node in moe_nodes(model):
         given = given_inputs(node)
@@ -32,13 +30,11 @@ def quantise_moe(model: ir.Model, bits: int) -> list[StoredMatrix]:
         for name, matrix in known.items():
             value = given[name]
             if (value, width) not in stored:
-                parts = rounded(matrix, width)
-                own = value.name or name
-                found.append(stored_matrix(own, f"{DOMAIN}::{QUANTISED}", matrix, parts))
+                own, x = value.name or name, None if name == "down" else given["x"]
+                parts = rounding(own, f"{DOMAIN}::{QUANTISED}", matrix, width, x)
                 stored[value, width] = (_renamed(model, value, parts.unsigned), initializer(model, f"{own}_scale", parts.scale))
             given[name], given[f"{name}_scale"] = stored[value, width]
         _replace(node, given, width)
-    return found
 
 
 def _renamed(model: ir.Model, value: ir.Value, array: NDArray[np.uint8]) -> ir.Value:
