@@ -188,6 +188,16 @@ def test_single_tokens_are_held_out_now_and_then() -> None:
     for number in range(24):
         seen.see(np.full((1, 2), number, np.float32))
     assert (seen.tokens, len(seen.held)) == (21, 3)
+    seen.see(np.ones((8000, 2), np.float32))
+    assert (seen.tokens, len(seen.held)) == (24 + 8000 - 512, 512)
+    seen.see(np.ones((8000, 2), np.float32))
+    assert len(seen.held) == 512
+
+
+def test_every_token_is_seen_or_held_out() -> None:
+    seen = ProductInput(np.zeros(2, np.float32), np.zeros(2))
+    for number in range(24):
+        seen.see(np.full((1, 2), number, np.float32))
     assert seen.squares[0] + np.square(seen.held[:, 0]).sum() == sum(n * n for n in range(24))
 
 

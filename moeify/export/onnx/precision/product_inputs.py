@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import onnxruntime
     from numpy.typing import NDArray
 
-#: Of each batch this part of the tokens is held out, and never more than so many in all.
+#: This part of the tokens is held out, and never more than so many in all.
 _HELD_PART, _MOST_HELD = 0.125, 512
 #: The names of outputs that show what products read.
 _SHOWN = "moeify/seen."
@@ -45,7 +45,7 @@ class ProductInput:
 
     @property
     def held(self) -> NDArray[np.float32]:
-        return np.concatenate(self.rows)[:_MOST_HELD]
+        return np.concatenate(self.rows)
 
     @property
     def mean_square(self) -> NDArray[np.float32]:
@@ -54,8 +54,9 @@ class ProductInput:
     def see(self, x: NDArray[np.float32]) -> None:
         """x: [..., width] of one batch. Its last tokens are held out, as far as they are due: neighbours are alike."""
         x = x.reshape(-1, x.shape[-1])
-        every = self.tokens + sum(map(len, self.rows)) + len(x)
-        fitted = len(x) - max(0, round(_HELD_PART * every) - (every - len(x) - self.tokens))
+        kept = sum(map(len, self.rows))
+        due = min(round(_HELD_PART * (self.tokens + kept + len(x))), _MOST_HELD) - kept
+        fitted = len(x) - max(due, 0)
         seen, held = x[:fitted], x[fitted:]
         self.largest = np.maximum(self.largest, np.abs(seen).max(axis=0, initial=0.0))
         self.squares += np.square(seen, dtype=np.float64).sum(axis=0)
