@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from moeify.errors import InputError, UsageError
+from moeify.export.evaluations import Quality, recorded
 from moeify.export.manifest import LayerEntry, read_manifest
 from moeify.export.onnx_folder import NAME as GRAPH
 from moeify.export.weight_shards import weight_names
@@ -68,6 +69,7 @@ class FolderFacts:
     data: Mapping[str, Any]
     notes: tuple[str, ...]
     refusals: tuple[tuple[str, str], ...]
+    quality: tuple[Quality, ...] = ()
 
     def active_fraction(self, measured: Mapping[str, float]) -> float | None:
         """Over all layers, weighted by size; measured: by path, what is taken where it is there. None without layers."""
@@ -108,6 +110,7 @@ def folder_facts(folder: Path) -> FolderFacts:
         data=report["data"] if isinstance(report.get("data"), dict) else {},
         notes=tuple(map(str, _list(report.get("notes")))),
         refusals=tuple((str(path), str(reason)) for path, reason in refusals),
+        quality=recorded(folder),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from moeify.export.evaluations import Quality
 from moeify.report_page.page import Contents, figure, first_line, render, size
 from report_page.pages import HOSTILE, PATHS, Reader, bare, full
 
@@ -77,6 +78,18 @@ def test_what_was_not_measured_says_how_to_get_it() -> None:
     for command in ("moeify report my-moe --force --data TEXT", "--calibrate TEXT", "--sweep sweep/", "--bench bench.json"):
         assert command in words
     assert not full().left_out
+
+
+def test_evaluations_that_the_folder_keeps_are_shown() -> None:
+    rows = (Quality("other.txt", 50_944, 19.71, 37.37, 1.896, 0.4946), Quality(HOSTILE, 100, None, 1234.5, None, None))
+    contents = replace(bare(), folder=replace(bare().folder, quality=rows))
+    page = Reader(render(contents))
+    words = " ".join(page.text.split())
+    assert "Perplexity of this folder's model on texts" in words
+    assert "other.txt50,94449.5 %19.737.41.90" in words  # cells
+    assert f"{HOSTILE}100--1,234-" in words
+    assert "--record" not in words
+    assert "moeify evaluate my-moe --data TEXT --dense MODEL --record" in " ".join(Reader(render(bare())).text.split())
 
 
 def test_commands_take_any_name_of_a_folder() -> None:
