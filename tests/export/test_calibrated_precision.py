@@ -164,6 +164,25 @@ def test_a_matrix_that_two_products_read_by_other_inputs_is_left_alone(tmp_path:
     assert report.calibrated == ()
 
 
+def test_a_product_that_reads_too_little_is_rounded_to_the_nearest(tmp_path: Path) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.head = nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, HIDDEN)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(torch.tanh(self.linear(x))[:, 0])
+            return y
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Pooled().eval()
+    path = tmp_path / "m.onnx"
+    report = export_onnx(model, EXAMPLE, path, precision="int8", calibrate=CALIBRATION[:1])
+    assert [choice.name for choice in report.calibrated] == ["input of linear"]
+    assert len(report.stored) == 2
+
+
 def test_padding_is_not_seen() -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
@@ -210,7 +229,7 @@ def test_refusals(tmp_path: Path) -> None:
         check_calibration("fp16", True)
     with pytest.raises(InputError, match=r"^calibrate: there is no batch in it"):
         export_onnx(uneven(), EXAMPLE, tmp_path / "m.onnx", precision="int8", calibrate=[])
-    with pytest.raises(InputError, match=r"^calibrate: 3 tokens reach .*: give 8 or more$"):
+    with pytest.raises(InputError, match=r"^calibrate: no product reads more than 3 tokens of the data: give more than 4$"):
         export_onnx(uneven(), EXAMPLE, tmp_path / "m.onnx", precision="int8", calibrate=[(normal(1, 3, HIDDEN),)])
     with pytest.raises(InputError, match=r"^calibrate: ONNX Runtime does not take the data: "):
         export_onnx(uneven(), EXAMPLE, tmp_path / "m.onnx", precision="int8", calibrate=[(normal(2, 3, 5),)])

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: This part of the tokens is held out, and never more than so many in all.
 _HELD_PART, _MOST_HELD = 0.125, 512
+#: None of so many tokens is held out.
+_FEWEST = 4
 #: The names of outputs that show what products read.
 _SHOWN = "moeify/seen."
 
@@ -65,8 +67,9 @@ class ProductInput:
 
 
 def product_inputs(model: ir.Model, interface: Interface, batches: Iterable[Batch]) -> dict[str, ProductInput]:
-    """By the name of the value, for products of the main graph with a constant matrix and for MoE layers. The model is left
-    as it was. Raises InputError for batches that the graph does not take, and where there is none."""
+    """By the name of the value, for products of the main graph with a constant matrix and for MoE layers; without those that
+    read too few tokens to hold one out, as a head may that reads one of each row. The model is left as it was. Raises
+    InputError for batches that the graph does not take, and where nothing is known of any product."""
     copy = model.clone()
     names = _observed(copy)
     lower(copy, "portable")
@@ -81,9 +84,11 @@ def product_inputs(model: ir.Model, interface: Interface, batches: Iterable[Batc
                 found[name].see(x)
     if not found:
         raise InputError("calibrate: there is no batch in it, or no product with a constant matrix in the model")
-    if few := next((name for name, seen in found.items() if not len(seen.held)), None):
-        raise InputError(f"calibrate: {found[few].tokens} tokens reach {few}: give 8 or more")
-    return found
+    known = {name: seen for name, seen in found.items() if len(seen.held)}
+    if not known:
+        most = max(seen.tokens for seen in found.values())
+        raise InputError(f"calibrate: no product reads more than {most} tokens of the data: give more than {_FEWEST}")
+    return known
 
 
 def _observed(model: ir.Model) -> list[str]:
