@@ -2,8 +2,9 @@
 
 PYTHONPATH=examples python -m benchmarks.quality.table
 
-Perplexity / dense perplexity on the same tokens of each text, and `best` / this recipe on those that both were judged on, each
-with the 95 % interval of a paired bootstrap (scipy, percentile) over stretches of text. Of two rows alike the later counts.
+Perplexity / dense perplexity on the same tokens of each text, and `best` of as many calibration tokens / this recipe on those
+that both were judged on, each with the 95 % interval of a paired bootstrap (scipy, percentile) over stretches of text. Of two
+rows alike the later counts.
 """
 
 from __future__ import annotations
@@ -55,8 +56,9 @@ def _table(rows: list[Row], dense: Row) -> str:
     for title in JUDGED:
         heads += [title, "`best` / this"]
     lines = ["| " + " | ".join([*heads, "measured active", "CPU s", "commit"]) + " |", "| --- " * (len(heads) + 3) + "|"]
-    for row in sorted(rows, key=lambda row: (-row["active"], row["recipe"] != "best", row["recipe"], row["settings"])):
-        rivals = [r for r in rows if _key(r)[:2] == (row["active"], "best") and not r["settings"]]
+    for row in sorted(rows, key=_order):
+        tokens = row["calibration tokens"]
+        rivals = [r for r in rows if _key(r) == (row["active"], "best", _key(row)[2], (), tokens)]
         lines.append(_line(row, dense, rivals[0] if rivals else None))
     return "\n".join(lines)
 
@@ -86,6 +88,10 @@ def _losses(row: Row, title: str) -> Floats:
 def _key(row: Row) -> tuple[float, str, str, tuple[str, ...], int]:
     how = (row.get("aligned") or {}).get("how", "")
     return row["active"], row["recipe"], how, tuple(row["settings"]), row["calibration tokens"]
+
+
+def _order(row: Row) -> tuple[float, bool, str, int]:
+    return -row["active"], row["recipe"] != "best", row["recipe"], row["calibration tokens"]
 
 
 def main() -> int:
