@@ -154,13 +154,13 @@ def test_4_bits_become_8_where_blocks_do_not_fit(tmp_path: Path) -> None:
 kept: Any = Rounded.unsigned.fget  # type: ignore[attr-defined]
 
 
-def doubled(which: int) -> Callable[[NDArray[np.float32], int], Rounded]:
+def doubled(which: int) -> Callable[..., Rounded]:
     """Rounds as it should, but the scales of the matrix number `which` are twice what they are."""
     calls = []
 
-    def wrong(matrix: NDArray[np.float32], bits: int) -> Rounded:
+    def wrong(matrix: NDArray[np.float32], bits: int, importance: NDArray[np.float32] | None = None) -> Rounded:
         calls.append(1)
-        parts = rounded(matrix, bits)
+        parts = rounded(matrix, bits, importance)
         return replace(parts, scale=parts.scale * 2) if len(calls) == which + 1 else parts
 
     return wrong
