@@ -40,8 +40,8 @@ def evaluate(
     dense: the model before conversion, for what compares with it. nulls: adds all experts on, oracle routing, a random
     partition, a static mask and full-rank compensation; they are made of the dense model's FFNs where it is given. tokens: stop
     early. allow_pickle: opens either model's pickle, which runs what it says. What is found is void where the layers use
-    over 1 % more weights than the recipe was to. record: keep it in the folder, for the model card of `export_hf`. Raises
-    InputError for what cannot be read, OutputError where it is to be kept and cannot.
+    over 1 % more weights than the recipe was to. record: keep it in the folder, for the model card of `export_hf`
+    and the page of `report`. Raises InputError for what cannot be read, OutputError where it is to be kept and cannot.
     """
     from moeify.export import evaluations
     from moeify.export.folder import load_folder

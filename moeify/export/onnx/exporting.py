@@ -57,10 +57,10 @@ def export_onnx(
 
     precision: fp32, fp16, int8 or int4: how weights are stored; calibrate: batches by which int8 and int4 are chosen
     (docs/quantisation.md). lowering: what an MoE layer becomes, tokens: how many a call will have (docs/onnx.md). Composed rows
-    are folded. Hugging Face decoders take and give their cache,
-    encoder-decoders are one graph without one; batch and sequence are free. The model is left as it was. Raises UsageError for
-    a bad option, OutputError where the file cannot be written, ConversionError where the model cannot be translated, a layer
-    has no such lowering, or the file computes something else.
+    are folded. Hugging Face decoders take and give their cache, encoder-decoders are one graph without one; batch and sequence
+    are free. The model is left as it was. Raises UsageError for a bad option, InputError for batches that do not fit,
+    OutputError where the file cannot be written, ConversionError where the model cannot be translated, a layer has no such
+    lowering, or the file computes something else.
     """
     started = time.monotonic()
     _check(model, opset, precision)

@@ -46,7 +46,8 @@ class Rounded:
         parts, (low, high) = self._in_blocks(matrix), _limits(self.bits)
         off = np.abs(np.clip(_steps(parts, self.scale), low, high) - self._in_blocks(self.values)) - 0.5005
         largest, reach = np.abs(parts).max(axis=-1, initial=0.0), np.abs(self.scale) * -low
-        astray = np.maximum(FACTORS[-1] * largest - reach, reach - FACTORS[0] * largest) - 1e-5 * largest
+        least, most = (1.0, 1.0) if self.bits == 8 else (FACTORS[-1], FACTORS[0])
+        astray = np.maximum(least * largest - reach, reach - most * largest) - 1e-5 * largest
         return max(float((off * np.abs(self.scale)[:, :, None]).max(initial=0.0)), float(astray.max(initial=0.0)))
 
     def _in_blocks(self, array: NDArray[Any]) -> NDArray[Any]:
