@@ -62,7 +62,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        reason = "is not an output folder of moeify (no moeify.json in it)" if folder.is_dir() else "there is no such folder"
+        absent = "is a file, not a folder" if folder.is_file() else "there is no such folder"
+        reason = "is not an output folder of moeify (no moeify.json in it)" if folder.is_dir() else absent
         hint = (
             "give one that moeify convert wrote, or moeify import of a stock checkpoint"
             if (folder / "config.json").is_file()

@@ -55,7 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "my-model", folder / "bin-model")
     (folder / "bin-model" / "model.safetensors").rename(folder / "bin-model" / "pytorch_model.bin")
     api.convert(folder / "my-model", folder / "old-moe", experts=4)
-    foreign("mixtral", num_local_experts=4).save_pretrained(folder / "my-mixtral")  # type: ignore[operator]
+    foreign("mixtral", num_local_experts=4).save_pretrained(folder / "my-mixtral")
     torch.save(state(), folder / "weights.pt")
     torch.save({"input_ids": torch.arange(64).reshape(8, 8) % 40}, folder / "ids.pt")
     (folder / "text.txt").write_text(TEXT[:1500], "utf-8")

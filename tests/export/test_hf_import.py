@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import nn
 
 import moeify
 from export.stock_models import SHARED, converted, decoder, ids
@@ -89,7 +88,7 @@ def test_a_checkpoint_that_was_trained_since_is_read_as_its_class_computes_it(tm
     assert [layer.config.gate_rule for layer in moeify.moe_layers(again).values()] == ["softmax", "softmax"]
 
 
-def foreign(kind: str, **fields: Any) -> nn.Module:
+def foreign(kind: str, **fields: Any) -> transformers.PreTrainedModel:
     """A small stock model that moeify had nothing to do with; its routers decide."""
     sizes = {
         "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -98,7 +97,7 @@ def foreign(kind: str, **fields: Any) -> nn.Module:
     config = transformers.AutoConfig.for_model(kind, **(sizes | fields))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
+        model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config)
         for name, parameter in model.named_parameters():
             if "norm" not in name:
                 parameter.data.normal_(0, 0.3)
@@ -128,7 +127,7 @@ READ: list[tuple[str, str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("kind", "fields", "cls"), [c[1:] for c in READ], ids=[c[0] for c in READ])
 def test_a_checkpoint_of_somebody_else_is_read_too(kind: str, fields: dict[str, Any], cls: str, tmp_path: Path) -> None:
     model = foreign(kind, **fields)
-    model.save_pretrained(tmp_path / "stock")  # type: ignore[operator]
+    model.save_pretrained(tmp_path / "stock")
     found = api.import_hf(tmp_path / "stock", tmp_path / "back")
     assert not found.remembered
     assert found.agreement.alike == 1.0
@@ -154,7 +153,7 @@ def test_a_checkpoint_in_bfloat16_stays_in_it(kind: str, shard: str, tmp_path: P
 
 def test_a_deep_checkpoint_in_bfloat16_is_compared_layer_by_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its roundings add up, and choices are others somewhere for each token: logits alone would say nothing."""
-    foreign("qwen3_moe", **_BF16["qwen3_moe"], num_hidden_layers=48).bfloat16().save_pretrained(tmp_path / "stock")  # type: ignore[operator]
+    foreign("qwen3_moe", **_BF16["qwen3_moe"], num_hidden_layers=48).bfloat16().save_pretrained(tmp_path / "stock")
     found = api.import_hf(tmp_path / "stock", tmp_path / "back", dtype="bf16")
     assert found.agreement.distance is None
 
@@ -171,7 +170,7 @@ def test_a_deep_checkpoint_in_bfloat16_is_compared_layer_by_layer(tmp_path: Path
 
 
 def test_a_mixtral_goes_to_onnx_and_is_measured(tmp_path: Path) -> None:
-    foreign("mixtral", num_local_experts=4).save_pretrained(tmp_path / "stock")  # type: ignore[operator]
+    foreign("mixtral", num_local_experts=4).save_pretrained(tmp_path / "stock")
     api.import_hf(tmp_path / "stock", tmp_path / "back")
     api.export(tmp_path / "back", tmp_path / "model.onnx")  # compared with the eager model
     assert (tmp_path / "model.onnx").is_file()
@@ -199,7 +198,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
 def test_what_layers_of_moeify_do_not_compute_is_refused(
     kind: str, fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    foreign(kind, **fields).save_pretrained(tmp_path / "stock")  # type: ignore[operator]
+    foreign(kind, **fields).save_pretrained(tmp_path / "stock")
     with pytest.raises(ConversionError, match=message):
         api.import_hf(tmp_path / "stock", tmp_path / "back")
     assert not (tmp_path / "back").exists()

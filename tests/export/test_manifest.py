@@ -175,6 +175,9 @@ def test_a_folder_that_is_none_of_ours_is_one_line(tmp_path: Path) -> None:
         read_manifest(tmp_path)
     with pytest.raises(InputError, match="there is no such folder"):
         read_manifest(tmp_path / "nowhere")
+    (tmp_path / "model.onnx").write_bytes(b"1")
+    with pytest.raises(InputError, match=r"model\.onnx: is a file, not a folder; give one that moeify convert wrote$"):
+        read_manifest(tmp_path / "model.onnx")
 
 
 _JSON = st.recursive(
