@@ -71,7 +71,7 @@ template <int tokens, int rows, class W>
 inline void stream_rows(const Accumulation& a, Part part, std::int64_t row) {
   const auto bytes = static_cast<std::int64_t>(sizeof(W));
   const W* w = static_cast<const W*>(a.weights) + row * a.output + part.first;
-  const std::int64_t later = row + ceil_div(kNear, part.count * bytes);  // the row that is asked for
+  const std::int64_t later = row + ceil_div(kSoon, part.count * bytes);  // the row that is asked for
   const char* const ahead = later + rows <= a.rows ? reinterpret_cast<const char*>(w + (later - row) * a.output)
                                                    : near_of(a.ahead, ((later - a.rows) * a.output + part.first) * bytes);
   float* y[tokens];
@@ -83,7 +83,7 @@ inline void stream_rows(const Accumulation& a, Part part, std::int64_t row) {
   for (std::int64_t c = 0; c + Vec::lanes <= part.count; c += Vec::lanes) {
     Vec weights[rows];
     for (int r = 0; r < rows; ++r) {
-      prefetch_near(ahead + (r * a.output + c) * bytes);
+      prefetch(ahead + (r * a.output + c) * bytes);
       weights[r] = load(w + r * a.output + c);
     }
     for (int t = 0; t < tokens; ++t) {

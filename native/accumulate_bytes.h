@@ -2,7 +2,7 @@
 // over rows: four rows are interleaved in registers, so that the four bytes of a column meet four hidden values. Included as
 // tiles.h is.
 
-constexpr std::int64_t kColumns = 4 * Bytes::size / 4;  // of a panel: four registers of sums
+constexpr std::int64_t kColumns = 4 * kLanes;  // of a panel: four registers of sums
 
 inline std::int64_t quads(const Accumulation8& a) { return ceil_div(a.rows, 4); }
 
@@ -17,68 +17,56 @@ inline void read_quad(const Accumulation8& a, std::int64_t q, std::int64_t colum
   interleave(rows, out);
 }
 
-// y[token, column ..] += the sums times the step of h.
-inline void add_columns(const Accumulation8& a, std::int64_t t, std::int64_t column, std::int64_t count, const Ints (&sums)[4]) {
-  std::int32_t whole[kColumns];
-  store_columns(whole, sums);
-  float* y = a.y + (a.tokens ? a.tokens[t] : t) * a.output + column;
-  const std::int32_t shift = a.h.shift[t];
-  const float step = a.h.step[t];
-  if (count == kColumns) {
-    for (std::int64_t c = 0; c < kColumns; ++c) y[c] += static_cast<float>(minus(whole[c], shift)) * step;
-  } else {
-    for (std::int64_t c = 0; c < count; ++c) y[c] += static_cast<float>(minus(whole[c], shift)) * step;
-  }
+inline float* y_of(const Accumulation8& a, std::int64_t t) { return a.y + (a.tokens ? a.tokens[t] : t) * a.output; }
+
+// Panels of the columns [from, to), one behind the other.
+inline void weave(const Accumulation8& a, std::int64_t from, std::int64_t to, std::uint8_t* panel) {
+  for (std::int64_t column = from; column < to; column += kColumns)
+    for (std::int64_t q = 0; q < quads(a); ++q, panel += 4 * Bytes::size) {
+      Bytes quad[4];
+      if (to - column >= kColumns)
+        read_quad(a, q, column, [](const void* p) { return load_bytes(p); }, quad);
+      else
+        read_quad(a, q, column, [=](const void* p) { return load_bytes_part(p, to - column); }, quad);
+      in_order(quad);
+      for (int v = 0; v < 4; ++v) store_bytes(panel + v * Bytes::size, quad[v]);
+    }
 }
 
-// A panel of interleaved quads, [quads, 4 registers], on some tokens.
 template <int tokens, int lines>
-inline void accumulate_tile(const Accumulation8& a, const std::uint8_t* panel, std::int64_t first, std::int64_t column,
-                            std::int64_t count, Steps& steps) {
+inline void accumulate_up_to(std::int64_t count, const Accumulation8& a, const std::uint8_t* panel, std::int64_t first,
+                             std::int64_t from, std::int64_t to, Steps& steps) {
+  if constexpr (tokens > 1) {
+    if (count < tokens) return accumulate_up_to<tokens - 1, lines>(count, a, panel, first, from, to, steps);
+  }
   const std::int8_t* h[tokens];
-  Ints sum[tokens][4];
+  float *y[tokens], step[tokens];
   for (int t = 0; t < tokens; ++t) {
     h[t] = a.h.values + (first + t) * a.h.stride;
-    for (Ints& value : sum[t]) value = no_ints();
+    y[t] = y_of(a, first + t);
+    step[t] = a.h.step[first + t];
   }
-  for (std::int64_t q = 0; q < quads(a); ++q, panel += 4 * Bytes::size) {
-    steps.next<lines>();
-    Weights weights[4];
-    for (int v = 0; v < 4; ++v) weights[v] = weights_of(load_bytes(panel + v * Bytes::size));
-    for (int t = 0; t < tokens; ++t) {
-      const Bytes value = splat_four(h[t] + 4 * q);
-      for (int v = 0; v < 4; ++v) sum[t][v] = dot(sum[t][v], weights[v], value);
-    }
+  for (std::int64_t column = from; column + kColumns <= to; column += kColumns, panel += quads(a) * 4 * Bytes::size) {
+    Ints sum[tokens][4];
+    for (int t = 0; t < tokens; ++t)
+      for (Ints& value : sum[t]) value = start_of(a.h, first + t);
+    panel_tile<tokens, 4, lines>(panel, quads(a), h, sum, steps);
+    for (int t = 0; t < tokens; ++t)
+      for (int v = 0; v < 4; ++v) add_scaled(y[t] + column + v * kLanes, sum[t][v], step[t]);
   }
-  for (int t = 0; t < tokens; ++t) add_columns(a, first + t, column, count, sum[t]);
 }
 
-template <int tokens, int lines>
-inline void accumulate_up_to(std::int64_t some, const Accumulation8& a, const std::uint8_t* panel, std::int64_t first,
-                             std::int64_t column, std::int64_t count, Steps& steps) {
-  if constexpr (tokens > 1) {
-    if (some < tokens) return accumulate_up_to<tokens - 1, lines>(some, a, panel, first, column, count, steps);
+// The columns behind the last whole panel.
+inline void accumulate_rest(const Accumulation8& a, const std::uint8_t* panel, std::int64_t column, Steps& steps) {
+  for (std::int64_t t = 0; t < a.count; ++t) {
+    Ints sum[1][4];
+    for (Ints& value : sum[0]) value = start_of(a.h, t);
+    panel_tile<1, 4, 1>(panel, quads(a), {a.h.values + t * a.h.stride}, sum, steps);
+    std::int32_t whole[kColumns];
+    for (int v = 0; v < 4; ++v) store_ints(whole + v * kLanes, sum[0][v]);
+    float* y = y_of(a, t);
+    for (std::int64_t c = column; c < a.columns; ++c) y[c] += static_cast<float>(whole[c - column]) * a.h.step[t];
   }
-  accumulate_tile<tokens, lines>(a, panel, first, column, count, steps);
-}
-
-// Columns [column, column + count), count at most kColumns, on all tokens.
-inline void accumulate_panel(const Accumulation8& a, std::int64_t column, std::int64_t count, std::int64_t tiles, Steps& steps) {
-  std::uint8_t* panel = a.room->data();
-  Bytes quad[4];
-  for (std::int64_t q = 0; q < quads(a); ++q) {
-    if (count == kColumns)
-      read_quad(a, q, column, [](const void* p) { return load_bytes(p); }, quad);
-    else
-      read_quad(a, q, column, [=](const void* p) { return load_bytes_part(p, count); }, quad);
-    for (int v = 0; v < 4; ++v) store_bytes(panel + (4 * q + v) * Bytes::size, quad[v]);
-  }
-  each_tile(a.count, tiles, [&](std::int64_t first, std::int64_t some) {
-    if (steps.several())
-      accumulate_up_to<kTokens, kLines>(some, a, panel, first, column, count, steps);
-    else
-      accumulate_up_to<kTokens, 1>(some, a, panel, first, column, count, steps);
-  });
 }
 
 // For so few tokens that memory sets the pace: eight rows after the other eight, as the memory lies, the sums in the first cache.
@@ -117,13 +105,14 @@ inline void stream(const Accumulation8& a, std::int64_t columns) {
   const Stream ahead{reinterpret_cast<const char*>(a.weights + (a.rows - 1) * a.output + a.columns), a.ahead};
   for (std::int64_t from = 0; from < columns; from += most) {
     const std::int64_t to = from + most < columns ? from + most : columns;
-    std::memset(sums, 0, sizeof sums);
+    for (int t = 0; t < tokens; ++t) std::fill(sums + t * most, sums + t * most + (to - from), minus(0, a.h.shift[t]));
     for (std::int64_t q = 0; q < quads(a); q += 2) stream_quads<tokens>(a, q, from, to, sums, most, ahead);
     for (int t = 0; t < tokens; ++t)
       for (std::int64_t column = from; column < to; column += kColumns) {
         Ints four[4];
         for (int v = 0; v < 4; ++v) four[v] = load_ints(sums + t * most + (column - from) + v * (kColumns / 4));
-        add_columns(a, t, column, kColumns, four);
+        in_order(four);
+        for (int v = 0; v < 4; ++v) add_scaled(y_of(a, t) + column + v * kLanes, four[v], a.h.step[t]);
       }
   }
 }
@@ -138,15 +127,27 @@ inline void stream_up_to(const Accumulation8& a, std::int64_t columns) {
 
 void accumulate(const Accumulation8& a) {
   if (a.rows == 0 || a.count == 0) return;
-  const auto room = static_cast<std::size_t>(quads(a) * 4 * Bytes::size);
-  if (a.room->size() < room) a.room->resize(room);
-  const std::int64_t tiles = ceil_div(a.count, kTokens);
-  Steps steps(a.ahead, tiles * quads(a) * ceil_div(a.columns, kColumns));
   std::int64_t column = 0;
   if (a.count <= kFew) {
     column = a.columns / kColumns * kColumns;
     if (column) stream_up_to<kFew>(a, column);
   }
-  for (; column < a.columns; column += kColumns)
-    accumulate_panel(a, column, a.columns - column < kColumns ? a.columns - column : kColumns, tiles, steps);
+  // As many panels as stay in the first cache, so that a token's y is read along its row.
+  constexpr std::int64_t room = 16 << 10;
+  const std::int64_t panel = quads(a) * 4 * Bytes::size, step = (room / panel > 1 ? room / panel : 1) * kColumns;
+  std::uint8_t* panels = room_of(*a.room, step / kColumns * panel);
+  const std::int64_t tiles = ceil_div(a.count, kTokens);
+  Steps steps(a.ahead, tiles * quads(a) * ceil_div(a.columns, kColumns));
+  for (; column < a.columns; column += step) {
+    const std::int64_t to = column + step < a.columns ? column + step : a.columns;
+    weave(a, column, to, panels);
+    each_tile(a.count, tiles, [&](std::int64_t first, std::int64_t count) {
+      if (steps.several())
+        accumulate_up_to<kTokens, kLines>(count, a, panels, first, column, to, steps);
+      else
+        accumulate_up_to<kTokens, 1>(count, a, panels, first, column, to, steps);
+    });
+    if (const std::int64_t rest = (to - column) % kColumns)
+      accumulate_rest(a, panels + (to - column) / kColumns * panel, to - rest, steps);
+  }
 }

@@ -38,7 +38,7 @@ inline Bytes splat_four(const std::int8_t* p) {
   return {_mm256_set1_epi32(four)};
 }
 
-inline Ints no_ints() { return {_mm256_setzero_si256()}; }
+inline Ints splat_int(std::int32_t a) { return {_mm256_set1_epi32(a)}; }
 inline Ints load_ints(const std::int32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
 inline void store_ints(std::int32_t* p, Ints a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v); }
 
@@ -64,12 +64,37 @@ inline void interleave(const Bytes (&rows)[4], Bytes (&out)[4]) {
   out[2] = {_mm256_unpacklo_epi16(b, d)};
   out[3] = {_mm256_unpackhi_epi16(b, d)};
 }
-// .. and their sums in the order of the columns.
-inline void store_columns(std::int32_t* p, const Ints (&sums)[4]) {
-  store_ints(p, {_mm256_permute2x128_si256(sums[0].v, sums[1].v, 0x20)});
-  store_ints(p + 8, {_mm256_permute2x128_si256(sums[2].v, sums[3].v, 0x20)});
-  store_ints(p + 16, {_mm256_permute2x128_si256(sums[0].v, sums[1].v, 0x31)});
-  store_ints(p + 24, {_mm256_permute2x128_si256(sums[2].v, sums[3].v, 0x31)});
+// .. and, of such four, in the order of the columns.
+template <class Register>
+inline void in_order(Register (&r)[4]) {
+  const __m256i a = r[0].v, b = r[1].v, c = r[2].v, d = r[3].v;
+  r[0] = {_mm256_permute2x128_si256(a, b, 0x20)};
+  r[1] = {_mm256_permute2x128_si256(c, d, 0x20)};
+  r[2] = {_mm256_permute2x128_si256(a, b, 0x31)};
+  r[3] = {_mm256_permute2x128_si256(c, d, 0x31)};
+}
+
+// Lane j of register i => lane i of register j.
+inline void transpose(Bytes (&r)[8]) {
+  __m256i pairs[8], quads[8];
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_epi32(r[i].v, r[i + 1].v);
+    pairs[i + 1] = _mm256_unpackhi_epi32(r[i].v, r[i + 1].v);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      quads[i + 2 * j] = _mm256_unpacklo_epi64(pairs[i + j], pairs[i + j + 2]);
+      quads[i + 2 * j + 1] = _mm256_unpackhi_epi64(pairs[i + j], pairs[i + j + 2]);
+    }
+  for (int j = 0; j < 4; ++j) {
+    r[j] = {_mm256_permute2x128_si256(quads[j], quads[j + 4], 0x20)};
+    r[j + 4] = {_mm256_permute2x128_si256(quads[j], quads[j + 4], 0x31)};
+  }
+}
+
+// y[i] += sums[i] * step
+inline void add_scaled(float* y, Ints sums, float step) {
+  _mm256_storeu_ps(y, _mm256_add_ps(_mm256_loadu_ps(y), _mm256_mul_ps(_mm256_cvtepi32_ps(sums.v), _mm256_set1_ps(step))));
 }
 
 // The sums of the lanes of a, b, c, d, one behind the other.

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace moeify::plain {
 
@@ -40,7 +41,7 @@ inline Bytes splat_four(const std::int8_t* p) {
   return a;
 }
 
-inline Ints no_ints() { return {{0, 0, 0, 0}}; }
+inline Ints splat_int(std::int32_t a) { return {{a, a, a, a}}; }
 inline Ints load_ints(const std::int32_t* p) {
   Ints a;
   std::memcpy(a.v, p, sizeof a.v);
@@ -67,9 +68,20 @@ inline void interleave(const Bytes (&rows)[4], Bytes (&out)[4]) {
     for (int i = 0; i < 4; ++i)
       for (int r = 0; r < 4; ++r) out[j].v[4 * i + r] = rows[r].v[4 * j + i];
 }
-// .. and their sums in the order of the columns.
-inline void store_columns(std::int32_t* p, const Ints (&sums)[4]) {
-  for (int j = 0; j < 4; ++j) store_ints(p + 4 * j, sums[j]);
+// .. and, of such four, in the order of the columns.
+template <class Register>
+inline void in_order(Register (&)[4]) {}
+
+// Lane j of register i => lane i of register j.
+inline void transpose(Bytes (&r)[4]) {
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < i; ++j)
+      for (int b = 0; b < 4; ++b) std::swap(r[i].v[4 * j + b], r[j].v[4 * i + b]);
+}
+
+// y[i] += sums[i] * step
+inline void add_scaled(float* y, Ints sums, float step) {
+  for (int i = 0; i < 4; ++i) y[i] += static_cast<float>(sums.v[i]) * step;
 }
 
 // The sums of the lanes of a, b, c, d, one behind the other.
@@ -80,7 +92,7 @@ inline void store_sums(std::int32_t* p, Ints a, Ints b, Ints c, Ints d) {
 
 inline void prefetch(const char* p) {
 #if defined(__GNUC__)
-  __builtin_prefetch(p);
+  __builtin_prefetch(p, 0, 2);
 #else
   (void)p;
 #endif

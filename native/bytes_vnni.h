@@ -32,7 +32,7 @@ inline Bytes splat_four(const std::int8_t* p) {
   return {_mm512_set1_epi32(four)};
 }
 
-inline Ints no_ints() { return {_mm512_setzero_si512()}; }
+inline Ints splat_int(std::int32_t a) { return {_mm512_set1_epi32(a)}; }
 inline Ints load_ints(const std::int32_t* p) { return {_mm512_loadu_si512(p)}; }
 inline void store_ints(std::int32_t* p, Ints a) { _mm512_storeu_si512(p, a.v); }
 
@@ -59,14 +59,37 @@ inline void interleave(const Bytes (&rows)[4], Bytes (&out)[4]) {
   out[2] = {_mm512_unpacklo_epi16(b, d)};
   out[3] = {_mm512_unpackhi_epi16(b, d)};
 }
-// .. and their sums in the order of the columns: blocks of four, transposed.
-inline void store_columns(std::int32_t* p, const Ints (&sums)[4]) {
-  const __m512i a = _mm512_shuffle_i32x4(sums[0].v, sums[1].v, 0x44), b = _mm512_shuffle_i32x4(sums[2].v, sums[3].v, 0x44),
-                c = _mm512_shuffle_i32x4(sums[0].v, sums[1].v, 0xee), d = _mm512_shuffle_i32x4(sums[2].v, sums[3].v, 0xee);
-  store_ints(p, {_mm512_shuffle_i32x4(a, b, 0x88)});
-  store_ints(p + 16, {_mm512_shuffle_i32x4(a, b, 0xdd)});
-  store_ints(p + 32, {_mm512_shuffle_i32x4(c, d, 0x88)});
-  store_ints(p + 48, {_mm512_shuffle_i32x4(c, d, 0xdd)});
+// .. and, of such four, in the order of the columns: blocks of four, transposed.
+template <class Register>
+inline void in_order(Register (&r)[4]) {
+  const __m512i a = _mm512_shuffle_i32x4(r[0].v, r[1].v, 0x44), b = _mm512_shuffle_i32x4(r[2].v, r[3].v, 0x44),
+                c = _mm512_shuffle_i32x4(r[0].v, r[1].v, 0xee), d = _mm512_shuffle_i32x4(r[2].v, r[3].v, 0xee);
+  r[0] = {_mm512_shuffle_i32x4(a, b, 0x88)};
+  r[1] = {_mm512_shuffle_i32x4(a, b, 0xdd)};
+  r[2] = {_mm512_shuffle_i32x4(c, d, 0x88)};
+  r[3] = {_mm512_shuffle_i32x4(c, d, 0xdd)};
+}
+
+// Lane j of register i => lane i of register j: within blocks of 128 bits, then the blocks.
+inline void transpose(Bytes (&r)[16]) {
+  for (int i = 0; i < 16; i += 4) {
+    const __m512i a = _mm512_unpacklo_epi32(r[i].v, r[i + 1].v), b = _mm512_unpackhi_epi32(r[i].v, r[i + 1].v),
+                  c = _mm512_unpacklo_epi32(r[i + 2].v, r[i + 3].v), d = _mm512_unpackhi_epi32(r[i + 2].v, r[i + 3].v);
+    r[i] = {_mm512_unpacklo_epi64(a, c)};
+    r[i + 1] = {_mm512_unpackhi_epi64(a, c)};
+    r[i + 2] = {_mm512_unpacklo_epi64(b, d)};
+    r[i + 3] = {_mm512_unpackhi_epi64(b, d)};
+  }
+  for (int j = 0; j < 4; ++j) {
+    Bytes blocks[4] = {r[j], r[j + 4], r[j + 8], r[j + 12]};
+    in_order(blocks);
+    for (int i = 0; i < 4; ++i) r[j + 4 * i] = blocks[i];
+  }
+}
+
+// y[i] += sums[i] * step
+inline void add_scaled(float* y, Ints sums, float step) {
+  _mm512_storeu_ps(y, _mm512_add_ps(_mm512_loadu_ps(y), _mm512_mul_ps(_mm512_cvtepi32_ps(sums.v), _mm512_set1_ps(step))));
 }
 
 // The sums of the lanes of a, b, c, d, one behind the other.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "stored.h"
@@ -26,13 +27,34 @@ void values_of(const float* scores, std::int64_t experts, GateRule rule, double*
   }
 }
 
+// A value that exactly k of c reach, by halving the range that it lies in, without a branch that depends on c. False where that
+// takes long: among equal values, or infinite ones.
+bool reached_by(std::int64_t k, const double* c, std::int64_t experts, double& value) {
+  const auto range = std::minmax_element(c, c + experts);
+  double low = *range.first, high = *range.second;
+  for (int step = 0; step < 32; ++step) {
+    value = low + (high - low) / 2;
+    std::int64_t count = 0;
+    for (std::int64_t e = 0; e < experts; ++e) count += c[e] >= value ? 1 : 0;
+    if (count == k) return true;
+    (count > k ? low : high) = value;
+  }
+  return false;
+}
+
 // Marks the k largest c; among equal ones the lower index comes first.
-void keep_largest(const double* c, std::int64_t experts, std::int64_t k, std::vector<std::int32_t>& order, unsigned char* on) {
-  order.resize(static_cast<std::size_t>(experts));
-  for (std::int64_t e = 0; e < experts; ++e) order[static_cast<std::size_t>(e)] = static_cast<std::int32_t>(e);
-  std::nth_element(order.begin(), order.begin() + (k - 1), order.end(),
-                   [c](std::int32_t a, std::int32_t b) { return c[a] > c[b] || (c[a] == c[b] && a < b); });
-  std::for_each(order.begin(), order.begin() + k, [on](std::int32_t e) { on[e] = 1; });
+void keep_largest(const double* c, std::int64_t experts, std::int64_t k, std::vector<double>& order, unsigned char* on) {
+  double last;
+  if (reached_by(k, c, experts, last)) {
+    for (std::int64_t e = 0; e < experts; ++e) on[e] = c[e] >= last;
+    return;
+  }
+  order.assign(c, c + experts);
+  std::nth_element(order.begin(), order.begin() + (k - 1), order.end(), std::greater<double>());
+  last = order[static_cast<std::size_t>(k - 1)];
+  for (std::int64_t e = 0; e < experts; ++e) k -= on[e] = c[e] > last ? 1 : 0;
+  for (std::int64_t e = 0; k > 0; ++e)
+    if (c[e] == last) on[e] = 1, --k;
 }
 
 void choose_for_token(const Layer& layer, const float* scores, ChoiceScratch& scratch, unsigned char* on, float* gate) {
@@ -45,7 +67,6 @@ void choose_for_token(const Layer& layer, const float* scores, ChoiceScratch& sc
     c[e] = std::isnan(steered) ? std::numeric_limits<double>::infinity() : steered;  // broken input shows in the output
   }
   if (layer.k < experts) {
-    std::fill(on, on + experts, static_cast<unsigned char>(0));
     keep_largest(c, experts, layer.k, scratch.order, on);
   } else {
     std::fill(on, on + experts, static_cast<unsigned char>(1));

@@ -19,7 +19,7 @@ struct Choice {
 // Storage that is kept from call to call.
 struct ChoiceScratch {
   std::vector<double> values;
-  std::vector<std::int32_t> order;
+  std::vector<double> order;
   std::vector<unsigned char> on;  // [tokens, experts]
   std::vector<float> gate;        // [tokens, experts]
   std::vector<std::int64_t> next;  // [experts]

@@ -15,6 +15,11 @@ namespace {
 constexpr std::int64_t kColumnsOfIntegers = 64;
 static_assert(kColumnsOfIntegers % kBlock == 0);
 
+std::vector<std::uint8_t>& room_of_thread() {
+  static thread_local std::vector<std::uint8_t> room;
+  return room;
+}
+
 class Call {
  public:
   Call(const Layer& layer, const Kernels& kernels, const Integers& integers, std::atomic<int>& threads, Scratch& scratch,
@@ -130,6 +135,7 @@ class Call {
     p.h = h;
     p.h_stride = group.rows;
     p.ahead = ahead;
+    p.room = &room_of_thread();
     integers_.project(p);
   }
 
@@ -198,7 +204,6 @@ class Call {
   }
 
   void accumulate_bytes(std::size_t g, std::int64_t at, std::int64_t count, std::int64_t from, std::int64_t to) const {
-    static thread_local std::vector<std::uint8_t> room;
     const Group& group = scratch_.groups[g];
     Accumulation8 a{};
     a.h = rows_from(group.bytes, at);
@@ -210,7 +215,7 @@ class Call {
     a.output = layer_.output;
     a.y = layer_.y + (first_ + (group.tokens ? 0 : at)) * layer_.output + from;
     a.ahead = next_down(layer_, scratch_, g + 1, 0);
-    a.room = &room;
+    a.room = &room_of_thread();
     integers_.accumulate(a);
   }
 

@@ -1,4 +1,5 @@
 // The inner loops for integers, avx2.
+#include <algorithm>
 #include <cstring>
 
 #include "bytes_avx2.h"
@@ -9,7 +10,7 @@ namespace moeify {
 namespace avx2 {
 namespace {
 
-constexpr int kTokens = 2;
+constexpr int kTokens = 2, kTokensOfOne = 6;
 #include "integers_impl.h"
 
 }  // namespace

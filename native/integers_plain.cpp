@@ -1,4 +1,5 @@
 // The inner loops for integers, plain.
+#include <algorithm>
 #include <cstring>
 
 #include "bytes_plain.h"
@@ -9,7 +10,7 @@ namespace moeify {
 namespace plain {
 namespace {
 
-constexpr int kTokens = 2;
+constexpr int kTokens = 2, kTokensOfOne = 6;
 #include "integers_impl.h"
 
 }  // namespace

@@ -3,6 +3,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 warns of its own intrinsics (GCC bug 105593)
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
+#include <algorithm>
 #include <cstring>
 
 #include "bytes_vnni.h"
@@ -13,7 +14,7 @@ namespace moeify {
 namespace vnni {
 namespace {
 
-constexpr int kTokens = 6;
+constexpr int kTokens = 6, kTokensOfOne = 12;
 #include "integers_impl.h"
 
 }  // namespace

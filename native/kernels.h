@@ -59,6 +59,7 @@ struct Projection8 {
   float* h;  // rows at a distance of h_stride
   std::int64_t h_stride;
   Ahead ahead;
+  std::vector<std::uint8_t>* room;  // of the calling thread
 };
 
 // y[tokens[t], c] += h[t] . (column c of weights - 128), for all rows of a group: the sum in integers.

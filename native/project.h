@@ -58,7 +58,7 @@ inline void stream_row(const float* const* x, const W* w, std::int64_t count, co
   Vec sum[4] = {zero(), zero(), zero(), zero()};
   std::int64_t k = 0;
   for (; k + Vec::lanes <= count; k += Vec::lanes, ahead += Vec::lanes * sizeof(W)) {
-    prefetch_near(ahead);
+    prefetch(ahead);
     const Vec weights = load(w + k);
     for (int t = 0; t < tokens; ++t) sum[t] = fma(load(x[t] + k), weights, sum[t]);
   }
@@ -76,7 +76,7 @@ inline void stream(const Projection& p) {
     each_part(p.hidden, [&](Part part) {
       const float* x[tokens];
       for (int t = 0; t < tokens; ++t) x[t] = p.x + (p.tokens ? p.tokens[t] : t) * p.hidden + part.first;
-      const char* const ahead = end - w > kNear ? w + kNear : near_of(p.ahead, w + kNear - end);
+      const char* const ahead = end - w > kSoon ? w + kSoon : near_of(p.ahead, w + kSoon - end);
       float sums[4];
       stream_row<tokens>(x, reinterpret_cast<const W*>(w), part.count, ahead, sums);
       for (int t = 0; t < tokens; ++t) add_to(p.h[t * p.h_stride + row], part, p.bias, row, sums[t]);

@@ -1,85 +1,122 @@
-// x times the weights of neurons, both bytes: tiles of tokens and rows whose sums stay in registers. Included as tiles.h is.
+// x times the weights of neurons, both bytes. Included as tiles.h is.
 
-constexpr int kRows = 4;  // of a tile
+constexpr int kRows = 4;  // of a tile, for few tokens
 
-// Next: Steps, or a Stream where memory sets the pace.
-template <int tokens, class Next>
-inline void project_tile(const std::int8_t* const (&x)[tokens], const std::uint8_t* const (&w)[kRows], std::int64_t hidden,
-                         std::int32_t (&sums)[tokens][kRows], const Next& next) {
+// The integers of a token on some rows => its h there.
+template <int rows>
+inline void finish_rows(const Projection8& p, std::int64_t t, std::int64_t row, const std::int32_t (&sums)[rows],
+                        const float (&scale)[rows], const float (&bias)[rows]) {
+  const float step = p.x.step[p.tokens ? p.tokens[t] : t];
+  float values[rows];
+  for (int r = 0; r < rows; ++r) values[r] = static_cast<float>(sums[r]) * (step * scale[r]) + bias[r];
+  float* h = p.h + t * p.h_stride + row;
+  if (p.rows - row >= rows)
+    std::memcpy(h, values, sizeof values);
+  else
+    std::memcpy(h, values, static_cast<std::size_t>(p.rows - row) * sizeof(float));
+}
+
+// Rows from `row` on with what belongs to them; behind the last row it comes again.
+template <int rows>
+struct Neurons {
+  const std::uint8_t* w[rows];
+  float scale[rows], bias[rows];
+
+  Neurons(const Projection8& p, std::int64_t row) {
+    for (int r = 0; r < rows; ++r) {
+      const std::int64_t at = row + r < p.rows ? row + r : p.rows - 1;
+      w[r] = p.weights + at * p.hidden;
+      scale[r] = p.scale[at];
+      bias[r] = p.bias ? p.bias[at] : 0.0f;
+    }
+  }
+};
+
+// For so few tokens that memory sets the pace: four rows at a time as they lie, the sums of each added across a register.
+template <int tokens>
+inline void stream_rows(const Projection8& p, std::int64_t row, const Stream& ahead) {
+  const Neurons<kRows> neurons(p, row);
+  const std::int8_t* x[tokens];
   Ints sum[tokens][kRows];
-  for (auto& row : sum)
-    for (Ints& value : row) value = no_ints();
+  for (int t = 0; t < tokens; ++t) {
+    x[t] = p.x.values + (p.tokens ? p.tokens[t] : t) * p.x.stride;
+    for (Ints& value : sum[t]) value = splat_int(0);
+  }
   const auto add = [&](auto read, std::int64_t k) {
     Weights weights[kRows];
-    for (int r = 0; r < kRows; ++r) weights[r] = weights_of(read(w[r] + k));
+    for (int r = 0; r < kRows; ++r) weights[r] = weights_of(read(neurons.w[r] + k));
     for (int t = 0; t < tokens; ++t) {
       const Bytes value = load_bytes(x[t] + k);  // zeros behind hidden
       for (int r = 0; r < kRows; ++r) sum[t][r] = dot(sum[t][r], weights[r], value);
     }
   };
   std::int64_t k = 0;
-  for (; k + Bytes::size <= hidden; k += Bytes::size) {
-    next(w[0] + kRows * k);
-    add([](const void* p) { return load_bytes(p); }, k);
+  for (; k + Bytes::size <= p.hidden; k += Bytes::size) {
+    ahead.ask(neurons.w[0] + kRows * k, kRows * Bytes::size);
+    add([](const void* from) { return load_bytes(from); }, k);
   }
-  if (k < hidden) add([=](const void* p) { return load_bytes_part(p, hidden - k); }, k);
-  for (int t = 0; t < tokens; ++t) store_sums(sums[t], sum[t][0], sum[t][1], sum[t][2], sum[t][3]);
-}
-
-inline std::int32_t minus(std::int32_t a, std::int32_t b) {  // modulo 2^32
-  return static_cast<std::int32_t>(static_cast<std::uint32_t>(a) - static_cast<std::uint32_t>(b));
-}
-
-template <int tokens, class Next>
-inline void project_some(const Projection8& p, std::int64_t first, std::int64_t row, const Next& next) {
-  const std::int64_t rows = p.rows - row < kRows ? p.rows - row : kRows;
-  const std::uint8_t* w[kRows];
-  float scale[kRows], bias[kRows];
-  for (int r = 0; r < kRows; ++r) {
-    const std::int64_t at = row + (r < rows ? r : rows - 1);
-    w[r] = p.weights + at * p.hidden;
-    scale[r] = p.scale[at];
-    bias[r] = p.bias ? p.bias[at] : 0.0f;
-  }
-  std::int64_t token[tokens];
-  const std::int8_t* x[tokens];
+  if (k < p.hidden) add([&](const void* from) { return load_bytes_part(from, p.hidden - k); }, k);
   for (int t = 0; t < tokens; ++t) {
-    token[t] = p.tokens ? p.tokens[first + t] : first + t;
-    x[t] = p.x.values + token[t] * p.x.stride;
-  }
-  std::int32_t sums[tokens][kRows];
-  project_tile<tokens>(x, w, p.hidden, sums, next);
-  for (int t = 0; t < tokens; ++t) {
-    float values[kRows];
-    for (int r = 0; r < kRows; ++r)
-      values[r] = static_cast<float>(minus(sums[t][r], p.x.shift[token[t]])) * (p.x.step[token[t]] * scale[r]) + bias[r];
-    float* h = p.h + (first + t) * p.h_stride + row;
-    if (rows == kRows)
-      std::memcpy(h, values, sizeof values);
-    else
-      std::memcpy(h, values, static_cast<std::size_t>(rows) * sizeof(float));
+    std::int32_t sums[kRows];
+    store_sums(sums, sum[t][0], sum[t][1], sum[t][2], sum[t][3]);
+    for (std::int32_t& value : sums) value = minus(value, p.x.shift[p.tokens ? p.tokens[t] : t]);
+    finish_rows(p, t, row, sums, neurons.scale, neurons.bias);
   }
 }
 
-template <int tokens, class Next>
-inline void project_up_to(std::int64_t count, const Projection8& p, std::int64_t first, const Next& next) {
+template <int tokens>
+inline void stream_up_to(const Projection8& p, const Stream& ahead) {
   if constexpr (tokens > 1) {
-    if (count < tokens) return project_up_to<tokens - 1>(count, p, first, next);
+    if (p.count < tokens) return stream_up_to<tokens - 1>(p, ahead);
   }
-  for (std::int64_t row = 0; row < p.rows; row += kRows) project_some<tokens>(p, first, row, next);
+  for (std::int64_t row = 0; row < p.rows; row += kRows) stream_rows<tokens>(p, row, ahead);
+}
+
+// A register of rows as a panel: the quads of a register of columns change places with the rows.
+inline void weave(const Projection8& p, const Neurons<kLanes>& neurons, std::uint8_t* panel) {
+  for (std::int64_t k = 0; k < p.hidden; k += Bytes::size) {
+    Bytes quads[kLanes];
+    for (int r = 0; r < kLanes; ++r)
+      quads[r] = k + Bytes::size <= p.hidden ? load_bytes(neurons.w[r] + k) : load_bytes_part(neurons.w[r] + k, p.hidden - k);
+    transpose(quads);
+    for (int r = 0; r < kLanes; ++r, panel += Bytes::size) store_bytes(panel, quads[r]);
+  }
+}
+
+template <int tokens, int lines>
+inline void project_up_to(std::int64_t count, const Projection8& p, const std::uint8_t* panel, const Neurons<kLanes>& neurons,
+                          std::int64_t first, std::int64_t row, Steps& steps) {
+  if constexpr (tokens > 1) {
+    if (count < tokens) return project_up_to<tokens - 1, lines>(count, p, panel, neurons, first, row, steps);
+  }
+  const std::int8_t* x[tokens];
+  Ints sum[tokens][1];
+  for (int t = 0; t < tokens; ++t) {
+    const std::int64_t token = p.tokens ? p.tokens[first + t] : first + t;
+    x[t] = p.x.values + token * p.x.stride;
+    sum[t][0] = start_of(p.x, token);
+  }
+  panel_tile<tokens, 1, lines>(panel, ceil_div(p.hidden, Bytes::size) * kLanes, x, sum, steps);
+  for (int t = 0; t < tokens; ++t) {
+    std::int32_t sums[kLanes];
+    store_ints(sums, sum[t][0]);
+    finish_rows(p, first + t, row, sums, neurons.scale, neurons.bias);
+  }
 }
 
 void project(const Projection8& p) {
-  if (p.count <= kFew) {
-    const Stream stream{reinterpret_cast<const char*>(p.weights + p.rows * p.hidden), p.ahead};
-    const auto next = [&](const std::uint8_t* at) { stream.ask(at, kRows * Bytes::size); };
-    return project_up_to<kFew>(p.count, p, 0, next);
+  if (p.count <= kFew) return stream_up_to<kFew>(p, {reinterpret_cast<const char*>(p.weights + p.rows * p.hidden), p.ahead});
+  const std::int64_t tiles = ceil_div(p.count, kTokensOfOne), registers = ceil_div(p.hidden, Bytes::size);
+  std::uint8_t* panel = room_of(*p.room, registers * kLanes * Bytes::size);
+  Steps steps(p.ahead, tiles * ceil_div(p.rows, kLanes) * registers * kLanes / 4);
+  for (std::int64_t row = 0; row < p.rows; row += kLanes) {
+    const Neurons<kLanes> neurons(p, row);
+    weave(p, neurons, panel);
+    each_tile(p.count, tiles, [&](std::int64_t first, std::int64_t count) {
+      if (steps.several())
+        project_up_to<kTokensOfOne, kLines>(count, p, panel, neurons, first, row, steps);
+      else
+        project_up_to<kTokensOfOne, 1>(count, p, panel, neurons, first, row, steps);
+    });
   }
-  const std::int64_t tiles = ceil_div(p.count, kTokens);
-  Steps steps(p.ahead, tiles * ceil_div(p.rows, kRows) * (p.hidden / Bytes::size));
-  const auto several = [&](const std::uint8_t*) { steps.next<kLines>(); };
-  const auto one = [&](const std::uint8_t*) { steps.next<1>(); };
-  each_tile(p.count, tiles, [&](std::int64_t first, std::int64_t count) {
-    steps.several() ? project_up_to<kTokens>(count, p, first, several) : project_up_to<kTokens>(count, p, first, one);
-  });
 }

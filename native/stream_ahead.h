@@ -1,7 +1,4 @@
-// Reading ahead of a stream of bytes: in the order of memory, into the second cache, whose own reading ahead then helps. (Into the
-// first one there are too few buffers for lines under way: measured 12 GB/s against 15 to 20.) Included as tiles.h is, after it.
-
-constexpr std::int64_t kSoon = 16384;  // bytes
+// Reading ahead of a stream of bytes, in the order of memory. Included as tiles.h is, after it.
 
 struct Stream {
   const char* end;  // of what is streamed now

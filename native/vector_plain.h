@@ -99,12 +99,10 @@ inline void store_sums(float* p, Vec a, Vec b, Vec c, Vec d) {
 
 inline void prefetch(const char* p) {
 #if defined(__GNUC__)
-  __builtin_prefetch(p);
+  __builtin_prefetch(p, 0, 2);
 #else
   (void)p;
 #endif
 }
-
-inline void prefetch_near(const char* p) { prefetch(p); }
 
 }  // namespace moeify::plain
