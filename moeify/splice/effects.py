@@ -38,6 +38,9 @@ class EffectWalk(GraphWalk):
             whole = dict(values)
             self._run(whole, 0, end)
             name, undisturbed = self._main(whole)
+            logits = name == "logits"
+            expected = undisturbed.float().log_softmax(-1) if logits else undisturbed  # once: a vocabulary is wide
+            del whole
             start = 0
             for place, site in enumerate(sites):
                 call = self._found.calls[site.path][-1]
@@ -48,7 +51,7 @@ class EffectWalk(GraphWalk):
                 if only is None or place in only:
                     branch = {**values, call.y.name: disturbed}
                     self._run(branch, after, end)
-                    total[place] += _moved(undisturbed, self._main(branch)[1], name == "logits")
+                    total[place] += _moved(expected, self._main(branch)[1], logits)
             vectors += undisturbed[..., 0].numel()
         return [value / max(vectors, 1) for value in total]
 
@@ -72,13 +75,12 @@ def _disturbed(y: Tensor, call: Call, size: float, generator: torch.Generator) -
     return disturbed
 
 
-def _moved(undisturbed: Tensor, other: Tensor, logits: bool) -> float:
-    """Summed over vectors, the last dim of the outputs."""
+def _moved(expected: Tensor, other: Tensor, logits: bool) -> float:
+    """Summed over vectors, the last dim. other: logits where `expected` are logarithms of probabilities, else alike."""
     total = 0.0
-    for d, m in _pairs(undisturbed, other):
+    for d, m in _pairs(expected, other):
         if logits:
-            log_d, log_m = d.log_softmax(-1), m.log_softmax(-1)
-            total += float((log_d.exp() * (log_d - log_m)).sum(dtype=torch.float64))
+            total += float((d.exp() * (d - m.log_softmax(-1))).sum(dtype=torch.float64))
         else:
             total += float(((d - m).square().sum(-1) / d.square().sum(-1).clamp(min=1e-30)).sum(dtype=torch.float64))
     return max(total, 0.0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moeify.errors import UsageError
 from moeify_passes.experts.balanced_assignment import balanced_assignment
+from moeify_passes.experts.group_graph import GroupGraph
 
 
 def oracle(cost: Tensor, sizes: Tensor) -> float:
@@ -114,3 +115,16 @@ def test_the_neurons_of_a_large_model_take_seconds_and_little_memory(kind: str) 
     assert abs(found.gap) <= 1e-9 * float(cost.abs().sum())
     assert seconds < 30
     assert peak < 10 * cost.numel() * 8
+
+
+def test_prices_of_another_problem_do_not_hold_the_search_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = torch.randn(640, 8, generator=torch.Generator().manual_seed(0))
+    cost = (points[:, None] - points[:40]).square().sum(-1)
+    rounds: list[int] = []
+    distances = GroupGraph._distances
+    monkeypatch.setattr(GroupGraph, "_distances", lambda graph: rounds.append(1) or distances(graph))
+    plain = balanced_assignment(cost, torch.full((40,), 16))
+    alone = len(rounds)
+    misled = balanced_assignment(cost, torch.full((40,), 16), torch.linspace(0, 900, 40, dtype=torch.float64))
+    assert misled.cost == pytest.approx(plain.cost)
+    assert len(rounds) - alone <= alone + 40, "the moves of a search that began where all points are in one group"

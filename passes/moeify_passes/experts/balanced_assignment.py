@@ -44,13 +44,24 @@ def balanced_assignment(cost: Tensor, sizes: Tensor, prices: Tensor | None = Non
     if not bool(torch.isfinite(cost).all()):
         raise UsageError("the costs of the assignment are not all finite: check the weights and the calibration data")
     table: Floats = cost.double().numpy()
-    start = _sinkhorn_prices(cost.double(), sizes, prices)
+    start = _start(cost.double(), sizes, prices)
     graph = GroupGraph(table, start.numpy(), sizes.numpy())
     graph.settle()
     final = graph.prices - graph.prices.mean()
     paid = float(table[np.arange(points), graph.labels].sum())
     bound = float((table + final).min(1).sum() - (final * sizes.numpy()).sum()) if points else 0.0
     return Assignment(torch.from_numpy(graph.labels), paid, torch.from_numpy(final), paid - bound)
+
+
+def _start(cost: Tensor, sizes: Tensor, prices: Tensor | None) -> Tensor:
+    """Prices to start from: the given ones made to fit, but where they leave many points in groups that are full they are of
+    another problem (k-means++ picks points as centres, which means are not), and the search begins anew."""
+    found = _sinkhorn_prices(cost, sizes, prices)
+    if prices is None:
+        return found
+    load = torch.bincount((cost + found).argmin(1), minlength=len(sizes))
+    surplus = int((load - sizes).clamp(min=0).sum())
+    return found if surplus <= len(cost) // 8 else _sinkhorn_prices(cost, sizes, None)
 
 
 def _sinkhorn_prices(cost: Tensor, sizes: Tensor, prices: Tensor | None) -> Tensor:
