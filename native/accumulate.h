@@ -98,6 +98,8 @@ template <int tokens, class W>
 inline void stream(const Accumulation& a, std::int64_t columns) {
   each_part(columns, [&](Part part) {
     std::int64_t row = 0;
+    if constexpr (tokens > 2)
+      for (; row + 4 <= a.rows; row += 4) stream_rows<tokens, 4, W>(a, part, row);
     for (; row + 2 <= a.rows; row += 2) stream_rows<tokens, 2, W>(a, part, row);
     if (row < a.rows) stream_rows<tokens, 1, W>(a, part, row);
   });

@@ -2,6 +2,7 @@
 // over rows: four rows are interleaved in registers, so that the four bytes of a column meet four hidden values. Included as
 // tiles.h is.
 
+constexpr int kQuads = 2;  // of rows, that a stream reads together
 constexpr std::int64_t kColumns = 4 * kLanes;  // of a panel: four registers of sums
 
 inline std::int64_t quads(const Accumulation8& a) { return ceil_div(a.rows, 4); }
@@ -69,30 +70,27 @@ inline void accumulate_rest(const Accumulation8& a, const std::uint8_t* panel, s
   }
 }
 
-// For so few tokens that memory sets the pace: eight rows after the other eight, as the memory lies, the sums in the first cache.
-template <int tokens>
+// For so few tokens that memory sets the pace: some quads of rows after the others, as the memory lies, the sums in the first cache.
+template <int tokens, int together>
 inline void stream_quads(const Accumulation8& a, std::int64_t q, std::int64_t from, std::int64_t to, std::int32_t* sums,
                          std::int64_t most, const Stream& ahead) {
-  constexpr int together = 2;
-  const std::int64_t last = quads(a) - 1;
   for (std::int64_t column = from; column < to; column += kColumns) {
     ahead.ask(a.weights + 4 * q * a.output + from + 4 * together * (column - from), 4 * together * Bytes::size);
     Weights weights[together][4];
     for (int i = 0; i < together; ++i) {
       Bytes quad[4];
-      read_quad(a, q + i < last ? q + i : last, column,
-                [](const void* p) { return load_bytes(p); }, quad);
+      read_quad(a, q + i, column, [](const void* p) { return load_bytes(p); }, quad);
       for (int v = 0; v < 4; ++v) weights[i][v] = weights_of(quad[v]);
     }
     for (int t = 0; t < tokens; ++t) {
       std::int32_t* at = sums + t * most + (column - from);
       const std::int8_t* h = a.h.values + t * a.h.stride + 4 * q;
-      const bool both = q + 1 <= last;
-      const Bytes first = splat_four(h), second = both ? splat_four(h + 4) : Bytes{};
+      Bytes value[together];
+      for (int i = 0; i < together; ++i) value[i] = splat_four(h + 4 * i);
       for (int v = 0; v < 4; ++v) {
-        Ints sum = dot(load_ints(at + v * (kColumns / 4)), weights[0][v], first);
-        if (both) sum = dot(sum, weights[1][v], second);
-        store_ints(at + v * (kColumns / 4), sum);
+        Ints sum = load_ints(at + v * kLanes);
+        for (int i = 0; i < together; ++i) sum = dot(sum, weights[i][v], value[i]);
+        store_ints(at + v * kLanes, sum);
       }
     }
   }
@@ -106,11 +104,13 @@ inline void stream(const Accumulation8& a, std::int64_t columns) {
   for (std::int64_t from = 0; from < columns; from += most) {
     const std::int64_t to = from + most < columns ? from + most : columns;
     for (int t = 0; t < tokens; ++t) std::fill(sums + t * most, sums + t * most + (to - from), minus(0, a.h.shift[t]));
-    for (std::int64_t q = 0; q < quads(a); q += 2) stream_quads<tokens>(a, q, from, to, sums, most, ahead);
+    std::int64_t q = 0;
+    for (; q + kQuads <= quads(a); q += kQuads) stream_quads<tokens, kQuads>(a, q, from, to, sums, most, ahead);
+    for (; q < quads(a); ++q) stream_quads<tokens, 1>(a, q, from, to, sums, most, ahead);
     for (int t = 0; t < tokens; ++t)
       for (std::int64_t column = from; column < to; column += kColumns) {
         Ints four[4];
-        for (int v = 0; v < 4; ++v) four[v] = load_ints(sums + t * most + (column - from) + v * (kColumns / 4));
+        for (int v = 0; v < 4; ++v) four[v] = load_ints(sums + t * most + (column - from) + v * kLanes);
         in_order(four);
         for (int v = 0; v < 4; ++v) add_scaled(y_of(a, t) + column + v * kLanes, four[v], a.h.step[t]);
       }

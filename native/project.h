@@ -52,36 +52,47 @@ inline void project_up_to(std::int64_t count, const Projection& p, Part part, st
   for (std::int64_t row = 0; row < p.rows; row += kRows) project_some<tokens, lines, W>(p, part, first, row, steps);
 }
 
-// For so few tokens that memory sets the pace: one row after the other, as the memory lies.
-template <int tokens, class W>
-inline void stream_row(const float* const* x, const W* w, std::int64_t count, const char* ahead, float (&sums)[4]) {
-  Vec sum[4] = {zero(), zero(), zero(), zero()};
-  std::int64_t k = 0;
-  for (; k + Vec::lanes <= count; k += Vec::lanes, ahead += Vec::lanes * sizeof(W)) {
-    prefetch(ahead);
-    const Vec weights = load(w + k);
-    for (int t = 0; t < tokens; ++t) sum[t] = fma(load(x[t] + k), weights, sum[t]);
-  }
-  if (k < count)
-    for (int t = 0; t < tokens; ++t) sum[t] = fma(load_part(x[t] + k, count - k), load_part(w + k, count - k), sum[t]);
-  store_sums(sums, sum[0], sum[1], sum[2], sum[3]);
+// For so few tokens that memory sets the pace: two rows after the other two, so that a token's x is loaded once for both.
+template <int tokens, int rows, class W>
+inline void stream_rows(const Projection& p, std::int64_t row) {
+  const auto bytes = static_cast<std::int64_t>(sizeof(W));
+  const W* const w = static_cast<const W*>(p.weights) + row * p.hidden;
+  const std::int64_t left = (p.rows - row) * p.hidden * bytes;
+  each_part(p.hidden, [&](Part part) {
+    const std::int64_t later = rows * part.first * bytes + kSoon;
+    const char* ahead = left > later ? reinterpret_cast<const char*>(w) + later : near_of(p.ahead, later - left);
+    const float* x[tokens];
+    for (int t = 0; t < tokens; ++t) x[t] = p.x + (p.tokens ? p.tokens[t] : t) * p.hidden + part.first;
+    Vec sum[rows][4];
+    for (auto& of_row : sum)
+      for (Vec& value : of_row) value = zero();
+    const auto add = [&](auto read, std::int64_t k) {
+      Vec weights[rows];
+      for (int r = 0; r < rows; ++r) weights[r] = read(w + r * p.hidden + part.first + k);
+      for (int t = 0; t < tokens; ++t) {
+        const Vec value = read(x[t] + k);
+        for (int r = 0; r < rows; ++r) sum[r][t] = fma(value, weights[r], sum[r][t]);
+      }
+    };
+    std::int64_t k = 0;
+    for (; k + Vec::lanes <= part.count; k += Vec::lanes) {
+      for (int r = 0; r < rows; ++r, ahead += Vec::lanes * bytes) prefetch(ahead);
+      add([](const auto* from) { return load(from); }, k);
+    }
+    if (k < part.count) add([&](const auto* from) { return load_part(from, part.count - k); }, k);
+    for (int r = 0; r < rows; ++r) {
+      float sums[4];
+      store_sums(sums, sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+      for (int t = 0; t < tokens; ++t) add_to(p.h[t * p.h_stride + row + r], part, p.bias, row + r, sums[t]);
+    }
+  });
 }
 
 template <int tokens, class W>
 inline void stream(const Projection& p) {
-  const auto bytes = static_cast<std::int64_t>(sizeof(W));
-  const char* w = static_cast<const char*>(p.weights);
-  const char* const end = w + p.rows * p.hidden * bytes;
-  for (std::int64_t row = 0; row < p.rows; ++row)
-    each_part(p.hidden, [&](Part part) {
-      const float* x[tokens];
-      for (int t = 0; t < tokens; ++t) x[t] = p.x + (p.tokens ? p.tokens[t] : t) * p.hidden + part.first;
-      const char* const ahead = end - w > kSoon ? w + kSoon : near_of(p.ahead, w + kSoon - end);
-      float sums[4];
-      stream_row<tokens>(x, reinterpret_cast<const W*>(w), part.count, ahead, sums);
-      for (int t = 0; t < tokens; ++t) add_to(p.h[t * p.h_stride + row], part, p.bias, row, sums[t]);
-      w += part.count * bytes;
-    });
+  std::int64_t row = 0;
+  for (; row + 2 <= p.rows; row += 2) stream_rows<tokens, 2, W>(p, row);
+  if (row < p.rows) stream_rows<tokens, 1, W>(p, row);
 }
 
 template <int tokens, class W>
