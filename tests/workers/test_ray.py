@@ -257,10 +257,19 @@ def cluster() -> Iterator[tuple[int, int]]:
         with subprocess.Popen(command, env=calm, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
             try:
                 _wait_for(ports)
+                _warm(ports[1], calm)
                 yield ports
             finally:
                 head.terminate()
                 head.wait(60)
+
+
+def _warm(port: int, calm: dict[str, str]) -> None:
+    """Ray gives the server of a client 30 seconds to start, which reading a package just installed may take."""
+    connect = [sys.executable, "-c", f"import ray; ray.init('ray://127.0.0.1:{port}'); ray.shutdown()"]
+    for _ in range(3):
+        if subprocess.run(connect, env=calm, capture_output=True, check=False).returncode == 0:
+            return
 
 
 def _free_port() -> int:
