@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moeify.errors import UsageError
 from moeify_passes.experts.balanced_assignment import balanced_assignment
-from moeify_passes.experts.group_graph import GroupGraph
+from moeify_passes.experts.group_graph import Floats, GroupGraph, Ints
 
 
 def oracle(cost: Tensor, sizes: Tensor) -> float:
@@ -122,7 +122,12 @@ def test_prices_of_another_problem_do_not_hold_the_search_up(monkeypatch: pytest
     cost = (points[:, None] - points[:40]).square().sum(-1)
     rounds: list[int] = []
     distances = GroupGraph._distances
-    monkeypatch.setattr(GroupGraph, "_distances", lambda graph: rounds.append(1) or distances(graph))
+
+    def counted(graph: GroupGraph) -> tuple[Floats, Ints]:
+        rounds.append(1)
+        return distances(graph)
+
+    monkeypatch.setattr(GroupGraph, "_distances", counted)
     plain = balanced_assignment(cost, torch.full((40,), 16))
     alone = len(rounds)
     misled = balanced_assignment(cost, torch.full((40,), 16), torch.linspace(0, 900, 40, dtype=torch.float64))
