@@ -70,7 +70,8 @@ inline void accumulate_rest(const Accumulation8& a, const std::uint8_t* panel, s
   }
 }
 
-// For so few tokens that memory sets the pace: some quads of rows after the others, as the memory lies, the sums in the first cache.
+// For so few tokens that memory sets the pace: some quads of rows after the others, as the memory lies, the sums in the first
+// cache.
 template <int tokens, int together>
 inline void stream_quads(const Accumulation8& a, std::int64_t q, std::int64_t from, std::int64_t to, std::int32_t* sums,
                          std::int64_t most, const Stream& ahead) {

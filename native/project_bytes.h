@@ -56,7 +56,8 @@ inline void stream_rows(const Projection8& p, std::int64_t row, const Stream& ah
     add([](const void* from) { return load_bytes(from); }, k);
   }
   if (k < p.hidden) add([&](const void* from) { return load_bytes_part(from, p.hidden - k); }, k);
-  std::int32_t sums[tokens][kRows];  // in a loop of its own, so small that the compiler writes it out: else it keeps all sums in memory
+  // A loop of its own, so small that the compiler writes it out: else it keeps all sums in memory.
+  std::int32_t sums[tokens][kRows];
   for (int t = 0; t < tokens; ++t) store_sums(sums[t], sum[t][0], sum[t][1], sum[t][2], sum[t][3]);
   for (int t = 0; t < tokens; ++t) {
     for (std::int32_t& value : sums[t]) value = minus(value, p.x.shift[p.tokens ? p.tokens[t] : t]);
