@@ -40,7 +40,7 @@ BUDGET: dict[str, dict[str, Any]] = {
 }
 
 #: Recipes that choose by a threshold: how many experts a token uses is measured, not foreseen.
-DYNAMIC = ("d2dmoe",)
+DYNAMIC = ("best", "d2dmoe", "fast")
 SMALL = {"experts": 4, "settings": {"calibrate.tokens": 64}}
 
 

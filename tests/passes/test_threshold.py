@@ -65,6 +65,13 @@ def test_most_bounds_every_token_and_the_budget_is_spent_on_others(most: int) ->
     assert float(counts.double().mean()) == pytest.approx(min(most, 2), abs=1e-2)
 
 
+def test_a_reserve_is_kept_back() -> None:
+    graph, context = split((8,) * 6)
+    site = graph.sites[0]
+    InsertRouter(top_k=3, choice="threshold", reserve=0.2).run(graph, context)
+    assert mean_on(graph.specs[site.path], context.get(site, ActivationSample).inputs) == pytest.approx(3 * 0.8, abs=1e-2)
+
+
 def test_equal_values_are_not_torn_apart() -> None:
     """Every token has the same scores: a threshold can turn an expert on for all tokens or for none."""
     graph, context = split((8,) * 6)
@@ -120,6 +127,8 @@ def test_a_threshold_needs_a_sample() -> None:
         (lambda: InsertRouter(choice="top-p"), "insert-router.choice is 'top-p': choose top-k or threshold"),  # type: ignore[arg-type]  # wrong on purpose
         (lambda: InsertRouter(most=2), "insert-router.most is 2: choose 1 or more, with choice = threshold"),
         (lambda: InsertRouter(most=0, choice="threshold"), "insert-router.most is 0: choose 1 or more"),
+        (lambda: InsertRouter(reserve=0.1), "insert-router.reserve is 0.1: choose a fraction from 0 on, with choice = threshold"),
+        (lambda: InsertRouter(reserve=1.0, choice="threshold"), "insert-router.reserve is 1.0: choose a fraction from 0 on"),
     ],
 )
 def test_refuses(make: Any, message: str) -> None:

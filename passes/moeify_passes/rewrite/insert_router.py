@@ -48,7 +48,8 @@ class InsertRouter:
 
     choice: "threshold" gives the layer a threshold on raw values instead of top-k: the one at which a token of the calibration
     sample uses, on average, the weights that top-k would have used (those of `active`), so that easy tokens use fewer experts
-    and hard ones more. most: no token uses more than so many experts; None: as many as reach the threshold.
+    and hard ones more. most: no token uses more than so many experts; None: as many as reach the threshold. reserve: this part
+    of the weights is kept back, since other texts may ask for more than the calibration sample does.
     """
 
     top_k: int | None = None
@@ -70,6 +71,7 @@ class InsertRouter:
     ) = field(default_factory=AverageKey)
     choice: Literal["top-k", "threshold"] = "top-k"
     most: int | None = None
+    reserve: float = 0.0
 
     name: ClassVar[str] = "insert-router"
     gives: ClassVar[tuple[type[Fact], ...]] = (Routing,)
@@ -92,6 +94,8 @@ class InsertRouter:
             raise UsageError(f"insert-router.choice is {self.choice!r}: choose top-k or threshold")
         if self.most is not None and (self.most < 1 or self.choice == "top-k"):
             raise UsageError(f"insert-router.most is {self.most}: choose 1 or more, with choice = threshold")
+        if not 0 <= self.reserve < 1 or (self.reserve and self.choice == "top-k"):
+            raise UsageError(f"insert-router.reserve is {self.reserve}: choose a fraction from 0 on, with choice = threshold")
 
     @property
     def needs(self) -> tuple[type[Fact], ...]:
@@ -137,7 +141,7 @@ class InsertRouter:
         top_k = self._choose_top_k(site, routed.config(site), active)
         if self.choice == "top-k":
             return replace(routed, top_k=top_k)
-        rows = _mean_rows(site, routed.config(site), active, top_k)
+        rows = _mean_rows(site, routed.config(site), active, top_k) * (1 - self.reserve)
         return calibrated_threshold(replace(routed, top_k=self._most(site, len(spec.experts))), rows, site, context)
 
     def _most(self, site: FeedForward, experts: int) -> int | None:
