@@ -93,13 +93,14 @@ def _run(
         found = AlignState(before, before, kind), _copies(weights.masters)
     state, best = found
     teacher, order, started = Teacher(dense), data.order(how.seed), started - state.seconds
+    rate = how.rate_from(state.before)
     for _ in range(state.steps):
         next(order)
     while state.done < 1 and state.worse < _PATIENCE:
         with precise():
             number, batch = next(order)
             loss = teacher.answer(number, batch).distance(model, batch)
-        _step(loss, weights, optimizer, how, state.done)
+        _step(loss, weights, optimizer, how, rate * _schedule(state.done))
         looks = int(state.done * _LOOKS)
         state = _moved_on(state, how, time.monotonic() - started)
         progress("aligning", min(round(100 * state.done), 100), 100)
@@ -115,8 +116,12 @@ def _run(
     return Aligned(state.steps, state.best_step, state.before, state.best, state.kind, rows, held, time.monotonic() - started)
 
 
-def _step(loss: Tensor, weights: MasterWeights, optimizer: torch.optim.AdamW, how: Alignment, done: float) -> None:
-    rate = how.learning_rate * min(1.0, 20 * done + 1e-3) * (1 + math.cos(math.pi * done)) / 2
+def _schedule(done: float) -> float:
+    """The part of the learning rate that is used when so much of the run is done."""
+    return min(1.0, 20 * done + 1e-3) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _step(loss: Tensor, weights: MasterWeights, optimizer: torch.optim.AdamW, how: Alignment, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate * group["size"]
     if not bool(torch.isfinite(loss)):

@@ -10,6 +10,8 @@ from moeify.errors import UsageError
 from moeify.training.product_precision import Precision, check_precision
 
 _WHOLE = ("steps", "tokens", "seed")
+#: The learning rate at a distance of _FAR and beyond: what suits SmolLM2-135M that has lost that much (benchmarks/quality).
+LARGEST_RATE, _FAR = 1.6e-3, 0.7
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,9 @@ class Alignment:
     """How an alignment goes.
 
     minutes: of wall time in all, the measuring included; steps: at most so many optimizer steps (None: no such limit); at least
-    one of the two is given. The learning rate, in units of each tensor's root mean square, rises for a twentieth of them and
-    falls to zero along a cosine; with minutes it follows the clock, so that only runs that `steps` ends are the same again.
+    one of the two is given. learning_rate: in units of each tensor's root mean square; None: by the distance to go, as
+    `rate_from` says. It rises for a twentieth of the steps and falls to zero along a cosine; with minutes it follows the clock,
+    so that only runs that `steps` ends are the same again.
     tokens: of one step, in whole rows. clip: largest norm of all gradients together. seed: of the order of the rows.
     precision: of products; weights and their sums stay as they are: "auto" takes bfloat16 for float32 models where the
     processor has instructions for it.
@@ -26,7 +29,7 @@ class Alignment:
 
     minutes: float | None = 10.0
     steps: int | None = None
-    learning_rate: float = 1.6e-3
+    learning_rate: float | None = None
     tokens: int = 512
     clip: float = 1.0
     seed: int = 0
@@ -46,6 +49,13 @@ class Alignment:
             return cls(**({"minutes": None} if "steps" in given else {}) | given)
         except (TypeError, ValueError) as error:
             raise UsageError(f"align is {text!r}: write minutes=10, or options of moeify.Alignment between commas") from error
+
+    def rate_from(self, distance: float) -> float:
+        """The learning rate for a model so far from the dense one: where little was lost, large steps do more harm than good.
+
+        Weights that are off by a share s leave a distance of the order of s^2: the rate follows its root, up to LARGEST_RATE.
+        """
+        return self.learning_rate or LARGEST_RATE * min(1.0, math.sqrt(distance / _FAR))
 
     def __post_init__(self) -> None:
         check_precision(self.precision)

@@ -17,7 +17,7 @@ from moeify.ir.model_graph import Batch
 from moeify.layers.budget import moe_layers, set_threshold, set_top_k
 from moeify.training.align import align
 from moeify.training.align_data import divide
-from moeify.training.alignment import Aligned, Alignment
+from moeify.training.alignment import LARGEST_RATE, Aligned, Alignment
 from zoo import ZOO
 
 STEPS = Alignment(minutes=None, steps=16, learning_rate=0.15, tokens=32)
@@ -103,6 +103,17 @@ def test_the_best_weights_stay_and_a_run_that_gets_worse_ends() -> None:
     assert (done.best_step, done.after) == (0, done.before)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name])  # average keys are computed again
+
+
+def test_the_rate_follows_the_distance() -> None:
+    usual = Alignment()
+    assert usual.rate_from(0.01) < usual.rate_from(0.1) < usual.rate_from(0.7) == usual.rate_from(3.0) == LARGEST_RATE
+    assert usual.rate_from(0.4) == pytest.approx(2 * usual.rate_from(0.1))
+    assert Alignment(learning_rate=0.5).rate_from(0.1) == 0.5
+    (dense, model), (_, twin) = pair(), pair()
+    done = align(model, dense, texts(), Alignment(minutes=None, steps=8, tokens=32))
+    align(twin, dense, texts(), Alignment(minutes=None, steps=8, tokens=32, learning_rate=usual.rate_from(done.before)))
+    assert all(torch.equal(value, twin.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_equal_seeds_give_equal_weights() -> None:
@@ -203,7 +214,9 @@ def test_a_model_in_bf16_learns_as_one_in_float32_does() -> None:
     gains = []
     for kind in (torch.float32, torch.bfloat16):
         dense, model = (each.to(kind) for each in pair())
-        done = align(model, dense, texts(), Alignment(minutes=None, steps=30, tokens=32, precision="float32"))
+        done = align(
+            model, dense, texts(), Alignment(minutes=None, steps=30, learning_rate=1.6e-3, tokens=32, precision="float32")
+        )
         gains.append(done.before - done.after)
         assert {p.dtype for p in model.parameters()} == {kind}
     assert gains[1] == pytest.approx(gains[0], rel=0.15)
