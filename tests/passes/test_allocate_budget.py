@@ -12,12 +12,17 @@ from hypothesis import strategies as st
 from moeify.errors import ConversionError, UsageError
 from moeify.ir.facts import ActivationSample, Budget, FeedForwards
 from moeify.ir.moe_spec import MoESpec
+from moeify.ir.token_weights import damped
 from moeify.pipeline.context import PassContext
 from moeify.pipeline.contract import Pass
 from moeify.pipeline.pipeline import Pipeline
 from moeify_passes.analyse.allocate_budget import AllocateBudget, _rows
 from moeify_passes.analyse.find_feed_forward import FindFeedForward
 from moeify_passes.rewrite.insert_router import InsertRouter
+from moeify_passes.shares.error_curves import ErrorCurves
+from moeify_passes.shares.exponential_errors import ExponentialErrors
+from moeify_passes.shares.share_rule import ShareRule, divided
+from moeify_passes.shares.uniform_shares import UniformShares
 from passes.tiny import correlated_inputs, graph_of, random_site, sampled_context
 
 SITES = [random_site(f"layers.{i}.mlp", neurons=n) for i, n in enumerate((48, 48, 24, 96))]
@@ -29,10 +34,17 @@ def spent(shares: list[float]) -> float:
     return sum(s * w for s, w in zip(shares, weights)) / sum(weights)
 
 
+def by_effects(active: float, effects: list[float], least: float = 0.5, whole: float = 0.92) -> list[float]:
+    graph, context = graph_of(*SITES[: len(effects)]), PassContext(batches=[BATCH])
+    graph.host.effects = lambda *_: effects  # type: ignore[method-assign]  # known ones
+    AllocateBudget(active, least=least, whole=whole).run(graph, context)
+    return [context.get(site, Budget).active for site in graph.sites]
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.floats(0.05, 1.0), st.lists(st.floats(0, 100), min_size=4, max_size=4))
 def test_the_budget_is_spent_and_no_more(active: float, effects: list[float]) -> None:
-    shares = AllocateBudget(active).divide(SITES, effects)
+    shares = by_effects(active, effects)
     assert spent(shares) <= active + 1e-9
     assert spent(shares) >= active - 0.08 * 96 / 216 - 1e-6, "but for the step of the largest layer to all of its weights"
     assert all(0.5 * active - 1e-9 <= share <= 1 and (share == 1 or share <= 0.92) for share in shares)
@@ -41,8 +53,7 @@ def test_the_budget_is_spent_and_no_more(active: float, effects: list[float]) ->
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.floats(0.01, 3), min_size=4, max_size=4), st.integers(0, 3), st.integers(0, 3), st.floats(-0.02, 0.02))
 def test_no_shift_between_two_layers_would_do_better(effects: list[float], a: int, b: int, shift: float) -> None:
-    step = AllocateBudget(0.5, whole=1.0, least=0.01)
-    shares = step.divide(SITES, effects)
+    shares = by_effects(0.5, effects, whole=1.0, least=0.01)
 
     def loss(shares: list[float]) -> float:
         return sum(e * math.exp(-4 * s) for e, s in zip(effects, shares))
@@ -54,6 +65,41 @@ def test_no_shift_between_two_layers_would_do_better(effects: list[float], a: in
         assert loss(other) >= loss(shares) - 1e-6
 
 
+def test_uniform_shares_are_the_budget() -> None:
+    graph, context = graph_of(*SITES), PassContext(batches=[BATCH])
+    AllocateBudget(0.3, by=UniformShares()).run(graph, context)
+    assert [context.get(site, Budget).active for site in SITES] == [pytest.approx(0.3)] * 4
+
+
+def test_curves_spend_where_a_neuron_on_a_token_is_worth_most() -> None:
+    """Against sorting every neuron of every layer on every token by its worth, and running the best that the budget pays."""
+    tokens = [{"x": x[None]} for x in correlated_inputs(80)]
+    graph, context = graph_of(*SITES), PassContext(batches=tokens)
+    AllocateBudget(0.3, by=ErrorCurves(), tokens=80, least=1e-6, whole=1.0).run(graph, context)
+    effects = graph.host.effects(graph.sites, [], 0.3, torch.Generator())
+    worth = []
+    for site, effect in zip(SITES, effects):
+        h, down = site.neuron_outputs(correlated_inputs(80)), site.down.read()
+        gains = h.square() * down.square().sum(1)
+        gains *= damped((h @ down).square().sum(1))[:, None]
+        worth.append(gains / gains.mean() * effect / site.parameters)
+    order = torch.cat([w.flatten() for w in worth]).sort(descending=True).values
+    price = order[int(0.3 * len(order))]  # sites cost as much a neuron
+    for site, values in zip(SITES, worth):
+        assert context.get(site, Budget).active == pytest.approx(float((values >= price).float().mean()), abs=0.02)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.floats(0.05, 0.95), st.lists(st.floats(-2, 2), min_size=4, max_size=4), st.floats(0.5, 3))
+def test_any_rules_that_rise_are_divided(active: float, starts: list[float], power: float) -> None:
+    def rule(start: float) -> ShareRule:
+        return lambda level: start + math.copysign(abs(level) ** power, level)
+
+    shares = divided(active, SITES, [rule(start) for start in starts], 0.0, 1.0)
+    assert spent(shares) <= active + 1e-9
+    assert spent(shares) == pytest.approx(active, abs=1e-3) or min(starts) < 0 <= max(starts)
+
+
 def test_every_site_gets_its_budget_and_an_equal_effect_an_equal_one() -> None:
     graph, context = graph_of(*SITES), PassContext(batches=[BATCH])
     context.put(None, FeedForwards(4, 0))
@@ -62,8 +108,7 @@ def test_every_site_gets_its_budget_and_an_equal_effect_an_equal_one() -> None:
     assert spent(shares) == pytest.approx(0.4)
     assert [context.measurements[site.path]["budget"] for site in SITES] == shares
     assert shares[2] > shares[1] > shares[0]  # effects 1, 2, 4 (of half as many weights), 8 (of twice as many)
-    equal = AllocateBudget(0.4).divide([SITES[0]] * 3, [0.7] * 3)
-    assert equal == [pytest.approx(0.4)] * 3
+    assert by_effects(0.4, [0.7, 0.7]) == [pytest.approx(0.4)] * 2
 
 
 def test_the_router_keeps_to_the_layer_s_own_budget_and_a_whole_layer_has_none() -> None:
@@ -124,8 +169,9 @@ def test_an_output_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch
     [
         (lambda: AllocateBudget(active=0), "allocate-budget.active is 0: choose a fraction above 0 and up to 1"),
         (lambda: AllocateBudget(whole=1.2), "allocate-budget.whole is 1.2: choose a fraction"),
-        (lambda: AllocateBudget(slope=0), "allocate-budget.slope is 0: choose a number above 0"),
-        (lambda: AllocateBudget(noise=-1), "allocate-budget.noise is -1: choose a number above 0"),
+        (lambda: ExponentialErrors(slope=0), "exponential.slope is 0: choose a number above 0"),
+        (lambda: ExponentialErrors(noise=-1), "exponential.noise is -1: choose a number above 0"),
+        (lambda: ErrorCurves(noise=0), "curves.noise is 0: choose a number above 0"),
         (lambda: AllocateBudget(tokens=0), "allocate-budget.tokens is 0: choose a number above 0"),
     ],
 )

@@ -48,8 +48,8 @@ class InsertRouter:
 
     choice: "threshold" gives the layer a threshold on raw values instead of top-k: the one at which a token of the calibration
     sample uses, on average, the weights that top-k would have used (those of `active`), so that easy tokens use fewer experts
-    and hard ones more. most: no token uses more than so many experts; None: as many as reach the threshold. reserve: this part
-    of the weights is kept back, since other texts may ask for more than the calibration sample does.
+    and hard ones more. most: no token uses more than so many experts; None: as many as reach the threshold. reserve: the
+    threshold keeps this part of the weights back, since other texts may ask for more than the calibration sample does.
     """
 
     top_k: int | None = None
@@ -94,8 +94,8 @@ class InsertRouter:
             raise UsageError(f"insert-router.choice is {self.choice!r}: choose top-k or threshold")
         if self.most is not None and (self.most < 1 or self.choice == "top-k"):
             raise UsageError(f"insert-router.most is {self.most}: choose 1 or more, with choice = threshold")
-        if not 0 <= self.reserve < 1 or (self.reserve and self.choice == "top-k"):
-            raise UsageError(f"insert-router.reserve is {self.reserve}: choose a fraction from 0 on, with choice = threshold")
+        if not 0 <= self.reserve < 1:
+            raise UsageError(f"insert-router.reserve is {self.reserve}: choose a fraction from 0 on, such as 0.02")
 
     @property
     def needs(self) -> tuple[type[Fact], ...]:
