@@ -127,7 +127,7 @@ def test_a_threshold_needs_a_sample() -> None:
         (lambda: InsertRouter(choice="top-p"), "insert-router.choice is 'top-p': choose top-k or threshold"),  # type: ignore[arg-type]  # wrong on purpose
         (lambda: InsertRouter(most=2), "insert-router.most is 2: choose 1 or more, with choice = threshold"),
         (lambda: InsertRouter(most=0, choice="threshold"), "insert-router.most is 0: choose 1 or more"),
-        (lambda: InsertRouter(reserve=1.0, choice="threshold"), "insert-router.reserve is 1.0: choose a fraction from 0 on, such as 0.02"),
+        (lambda: InsertRouter(reserve=1.0, choice="threshold"), "insert-router.reserve is 1.0: choose a fraction"),
     ],
 )
 def test_refuses(make: Any, message: str) -> None:
