@@ -61,7 +61,7 @@ def measure(shape: LayerShape, settings: Settings) -> Iterator[Cell]:
     others: dict[str, Build] = {} if shape.shared or shape.rank or shape.threshold else {"com.microsoft::MoE": contrib}
     roof = measure_roof(threads=1)
     with tempfile.TemporaryDirectory() as folder:
-        subject = stack_subject(shape, Path(folder) / "stacks", settings.seed, settings.tokens, others)
+        subject = stack_subject(shape, Path(folder) / "stacks", settings, others)
         files = sessions(subject, threads=1)
         for place in subject.places:
             yield measure_cell(subject, files, place, roof, settings)

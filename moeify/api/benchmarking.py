@@ -68,14 +68,15 @@ def bench_layers(
     *,
     tokens: Sequence[int] = (1, 16, 128, 512),
     threads: Sequence[int] = (1,),
+    precision: str = "fp32",
     rounds: int = 30,
     seconds: float = 3.0,
     seed: int = 0,
     keep: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> SpeedReport:
-    """Times layers of these shapes against dense ones of the same size: stacks whose dense weights are more than four times
-    the last-level cache, a new input each run that loads the experts evenly, router included, in fp32. Times are of one layer.
+    """Times layers of these shapes against dense ones of the same size and precision: stacks whose dense weights are more than
+    four times the last-level cache, a new input each run that loads the experts evenly, router included. Times are of a layer.
 
     shapes: or their texts, `hidden=768,neurons=3072,experts=8,top_k=2,activation=silu,gated=true`. keep: a new folder for the
     ONNX files. Raises UsageError for bad options and shapes.
@@ -85,7 +86,7 @@ def bench_layers(
     from moeify.speed.measuring import report
     from moeify.speed.settings import Effort
 
-    settings = _settings(tokens, (), threads, "fp32", Effort(rounds, seconds), seed)
+    settings = _settings(tokens, (), threads, precision, Effort(rounds, seconds), seed)
     parsed = [LayerShape.parse(shape) if isinstance(shape, str) else shape for shape in shapes]
     if not parsed:
         raise UsageError("no shape is given: name one, such as hidden=768,neurons=3072,experts=8,top_k=2")
@@ -93,7 +94,7 @@ def bench_layers(
         subjects = []
         for number, shape in enumerate(parsed):
             progress("writing stacks of layers", number, len(parsed))
-            subjects.append(stack_subject(shape, files / f"layers-{number}", seed, settings.tokens))
+            subjects.append(stack_subject(shape, files / f"layers-{number}", settings))
         return report(subjects, settings, of_a_layer=True, progress=progress)
 
 

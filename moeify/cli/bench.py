@@ -32,9 +32,7 @@ def bench(
     tokens: Annotated[str, typer.Option(metavar="N,N", help="Tokens of a run (rows, without a sequence).")] = "1,16,128,512",
     past: Annotated[str, typer.Option(metavar="N,N", help="Tokens in a decoder's cache before a step of one token.")] = "128",
     threads: Annotated[str, typer.Option(metavar="N,N", help="Threads of ONNX Runtime.")] = "1",
-    precision: Annotated[
-        str | None, typer.Option(metavar="fp32|fp16|int8|int4", help="Precision of the weights of both.")
-    ] = None,
+    precision: Annotated[str, typer.Option(metavar="fp32|fp16|int8|int4", help="Precision of the weights of both.")] = "fp32",
     data: Annotated[
         str | None, typer.Option(metavar="FILE|PKG.MOD:CALLABLE", help="Text to read, in place of random tokens.")
     ] = None,
@@ -63,13 +61,14 @@ def bench(
         sizes, on = numbers("--tokens", tokens), numbers("--threads", threads)
         report: SpeedReport
         if folder is None:
-            _only_for_folders(dense=dense, data=data, factory=factory, example=example, precision=precision)
+            _only_for_folders(dense=dense, data=data, factory=factory, example=example)
             report = api.bench_layers(
-                shape or (), tokens=sizes, threads=on, rounds=rounds, seconds=seconds, seed=seed, keep=keep, progress=progress,
+                shape or (), tokens=sizes, threads=on, precision=precision, rounds=rounds, seconds=seconds, seed=seed,
+                keep=keep, progress=progress,
             )  # fmt: skip
         else:
             report = api.bench(
-                folder, dense=dense, tokens=sizes, past=numbers("--past", past), threads=on, precision=precision or "fp32",
+                folder, dense=dense, tokens=sizes, past=numbers("--past", past), threads=on, precision=precision,
                 data=data, rounds=rounds, seconds=seconds, seed=seed, keep=keep, factory=factory, example=example,
                 allow_pickle=allow_pickle, progress=progress,
             )  # fmt: skip

@@ -13,6 +13,7 @@ from moeify.export.onnx.body_activations import BODY_ACTIVATIONS
 from moeify.export.onnx.body_shape import DOMAIN, INPUTS, OPERATOR, VERSION
 from moeify.export.onnx.lowering.lower import lower
 from moeify.export.onnx.operations import Operations
+from moeify.export.onnx.precision.rounded_graph import lower_precision
 from moeify.speed.layer_draws import LayerWeights
 from moeify.speed.workload import Array
 
@@ -73,8 +74,9 @@ def converted(op: StackGraph, x: ir.Value, w: LayerWeights) -> ir.Value:
     return op(OPERATOR, *(given.get(name) for name in INPUTS), domain=DOMAIN, activation=s.activation, **rule)
 
 
-def save_stack(path: Path, build: Build, layers: Sequence[LayerWeights]) -> Path:
-    """x [tokens, hidden] => y; each layer adds to x what it computes. Weights go into a file beside it."""
+def save_stack(path: Path, build: Build, layers: Sequence[LayerWeights], precision: str = "fp32") -> Path:
+    """x [tokens, hidden] => y; each layer adds to x what it computes. Weights go into a file beside it, in that precision
+    as those of a model would be, the router in float32."""
     import onnx_ir as ir
 
     op = StackGraph()
@@ -85,6 +87,7 @@ def save_stack(path: Path, build: Build, layers: Sequence[LayerWeights]) -> Path
     imports = {"": OPSET, DOMAIN: VERSION, "com.microsoft": 1}
     graph = ir.Graph([x], [y], nodes=op.nodes, initializers=op.weights, opset_imports=imports, name="stack")
     model = ir.Model(graph, ir_version=10)
+    lower_precision(model, precision, {})
     lower(model)
     ir.save(model, path, external_data=f"{path.name}.data")
     return path

@@ -14,6 +14,7 @@ from moeify.speed.layer_shape import LayerShape
 from moeify.speed.layer_stack import converted, dense_gemm, dense_matmul, save_stack
 from moeify.speed.machine import last_level_cache
 from moeify.speed.measuring import Form, Subject
+from moeify.speed.settings import PRECISIONS, Settings
 from moeify.speed.work import Work, dense_work, layer_work
 from moeify.speed.workload import Place
 
@@ -24,20 +25,20 @@ if TYPE_CHECKING:
 DENSE: Mapping[str, Build] = {"dense MatMul": dense_matmul, "dense Gemm": dense_gemm}
 
 
-def stack_subject(
-    shape: LayerShape, folder: Path, seed: int, tokens: tuple[int, ...], others: Mapping[str, Build] | None = None
-) -> Subject:
+def stack_subject(shape: LayerShape, folder: Path, settings: Settings, others: Mapping[str, Build] | None = None) -> Subject:
     """Writes the stacks into the folder. others: further converted forms, which stock ONNX Runtime runs."""
+    seed, precision = settings.seed, settings.precision
     rng = np.random.default_rng(seed)
-    layers = [draw_weights(shape, rng) for _ in range(layers_beyond(last_level_cache(), shape))]
+    floats = 4 / PRECISIONS[precision]  # so many such weights take the place of one in float32
+    layers = [draw_weights(shape, rng) for _ in range(layers_beyond(round(floats * last_level_cache()), shape))]
     builds = {**DENSE, "converted": converted, **(others or {})}
     folder.mkdir()
     forms = {}
     for number, (name, build) in enumerate(builds.items()):
-        path = save_stack(folder / f"{number}.onnx", build, layers)
+        path = save_stack(folder / f"{number}.onnx", build, layers, precision)
         forms[name] = Form(path, dense=name in DENSE, native=None if name == "converted" else False)
     inputs = EvenInputs(shape)
-    works = {Place(count): _work(shape, inputs, count, seed) for count in tokens}
+    works = {Place(count): _work(shape, inputs, count, seed) for count in settings.tokens}
 
     def work(place: Place, form: str) -> Work:
         one = works[place][form in DENSE]

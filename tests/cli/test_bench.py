@@ -93,8 +93,8 @@ def test_layers_of_a_shape_are_timed(moeify: Run) -> None:
         ("bench out --tokens 1,x", "--tokens is '1,x': give whole numbers with commas between them"),
         ("bench out --plot p.pdf", "p.pdf: plots are written as .png or .svg; give such a name"),
         (
-            "bench --shape hidden=1 --precision fp32",
-            "--precision is for a converted folder, not for --shape: leave it out",
+            "bench --shape hidden=32,neurons=48,experts=8,top_k=2 --precision fp7",
+            "precision is 'fp7': files are exported in fp32, fp16, int8, int4; choose that",
         ),
         ("bench --shape hidden=1 --dense d", "--dense is for a converted folder, not for --shape: leave it out"),
     ],

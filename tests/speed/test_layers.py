@@ -16,6 +16,7 @@ from moeify.speed.layer_shape import LayerShape
 from moeify.speed.layer_stack import converted, dense_gemm, dense_matmul, save_stack
 from moeify.speed.layer_subject import stack_subject
 from moeify.speed.measuring import sessions
+from moeify.speed.settings import Settings
 from moeify.speed.workload import Place
 
 TEXT = "hidden=32,neurons=48,experts=8,top_k=2,activation=silu,gated=true"
@@ -87,9 +88,24 @@ def test_files_compute_what_they_say(shape: LayerShape, native: bool, tmp_path: 
         np.testing.assert_allclose(session(file, native=False).run(None, {"x": x})[0], dense, atol=2e-5)
 
 
+@pytest.mark.parametrize(("precision", "bound"), [("fp16", 1e-3), ("int8", 0.02), ("int4", 0.3)])
+def test_all_forms_of_a_stack_have_its_precision(
+    precision: str, bound: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moeify.speed.layer_subject.last_level_cache", lambda: 10_000)
+    subject = stack_subject(SHAPE, tmp_path / "stack", Settings(tokens=(9,), precision=precision))
+    assert subject.layers == {"fp16": 3, "int8": 9, "int4": 14}[precision], "bytes beyond four caches"
+    rng, x = np.random.default_rng(0), EvenInputs(SHAPE).draw(9, np.random.default_rng(1))
+    layers = [draw_weights(SHAPE, rng) for _ in range(subject.layers)]
+    for name, built in sessions(subject, 1).items():
+        exact = save_stack(tmp_path / f"{name}.onnx", converted if name == "converted" else dense_matmul, layers)
+        wanted = session(exact, native=False).run(None, x)[0]
+        assert 0 < np.abs(built.run(None, x)[0] - wanted).max() < bound * np.abs(wanted - x["x"]).max()
+
+
 def test_work_is_that_of_all_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moeify.speed.layer_subject.last_level_cache", lambda: 10_000)
-    subject = stack_subject(SHAPE, tmp_path / "stack", 0, (1, 64))
+    subject = stack_subject(SHAPE, tmp_path / "stack", Settings(tokens=(1, 64)))
     assert subject.layers == 3
     assert set(sessions(subject, 1)) == {"dense MatMul", "dense Gemm", "converted"}
     one, many = (subject.work(place, "converted") for place in subject.places)
