@@ -199,10 +199,12 @@ def test_the_current_folder_is_never_replaced(tmp_path: Path, monkeypatch: pytes
             check_target(place, force=True)
 
 
+#: Whoever starts tests in the background has them ignore SIGINT, and their children with them.
 _RUN = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from moeify.export.atomic import whole_folder
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with whole_folder(Path(sys.argv[1]), force=True) as folder:
     (folder / "moeify.json").write_text("{}")
     print("writing", flush=True)
