@@ -37,15 +37,6 @@ def test_routes(request: pytest.FixtureRequest) -> None:
         assert figures["random_gain_share"] < figures["gain_share"] <= 1
 
 
-@pytest.mark.parametrize("level", [0.0, 0.4])
-def test_level_takes_away_what_a_token_s_experts_have_in_common(level: float) -> None:
-    site = SITES["gated"]()
-    graph, context = split(site)
-    spec, x = graph.specs[site.path], correlated_inputs(40, seed=7)
-    whole, less = (GainRegression(rank=12, level=kept).route(site, spec, context).scores(x).double() for kept in (1.0, level))
-    torch.testing.assert_close(less, whole - (1 - level) * whole.mean(1, keepdim=True), atol=2e-4, rtol=0)
-
-
 @pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("caption", SITES)
 def test_at_full_rank_the_scores_are_the_ridge_regression_of_log_gains(caption: str, size: int) -> None:
@@ -114,7 +105,6 @@ def test_rank_is_a_count_or_a_part_of_the_inputs() -> None:
         (lambda: GainRegression(rank=0), "gain-regression.rank is 0: choose a count from 1 or a fraction of at most 1.0"),
         (lambda: GainRegression(rank=1.5), "gain-regression.rank is 1.5: choose a count"),
         (lambda: GainRegression(floor=0), "gain-regression.floor is 0: choose a number above 0"),
-        (lambda: GainRegression(level=1.5), "gain-regression.level is 1.5: choose a number from 0 to 1"),
         (lambda: GainRegression(ridge=-1), "gain-regression.ridge is -1: choose a number above 0"),
     ],
 )

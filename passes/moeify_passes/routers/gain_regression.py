@@ -34,14 +34,11 @@ class GainRegression:
 
     rank: a count, or a fraction of the FFN's inputs; the router costs rank x (inputs + experts) weights. floor: gains far below
     this part of the mean one count as equal (above 0). ridge: penalty on squared weights for inputs scaled to variance 1.
-    level: how much of what a token's experts have in common their scores keep, 0 to 1. Top-k looks at their order alone; by a
-    threshold a token uses more experts where all of them are worth more (1), or only where some stand out from the others (0).
     """
 
     rank: int | float = 0.1
     floor: float = 0.5
     ridge: float = 0.01
-    level: float = 1.0
 
     kind: ClassVar[str] = "gain-regression"
     needs: ClassVar[tuple[type[Fact], ...]] = (ActivationSample,)
@@ -53,8 +50,6 @@ class GainRegression:
         for name in ("floor", "ridge"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"gain-regression.{name} is {getattr(self, name)}: choose a number above 0")
-        if not 0 <= self.level <= 1:
-            raise UsageError(f"gain-regression.level is {self.level}: choose a number from 0 to 1")
 
     def shape(self, config: MoEConfig) -> RouterConfig:
         """The router's shape in front of a layer of that shape."""
@@ -65,13 +60,13 @@ class GainRegression:
         """The router for the spec's experts, fitted on nine tenths of the sample."""
         x, _ = held_out(site, context.get(site, ActivationSample).inputs, context.generator("held-out", site))
         shape = self.shape(spec.config(site))
-        return Router(shape, gain_fit(site, spec, x, self.floor, self.level).solve(shape.width or 1, self.ridge))
+        return Router(shape, gain_fit(site, spec, x, self.floor).solve(shape.width or 1, self.ridge))
 
 
-def gain_fit(site: FeedForward, spec: MoESpec, x: Tensor, floor: float, level: float = 1.0) -> ReducedRankFit:
+def gain_fit(site: FeedForward, spec: MoESpec, x: Tensor, floor: float) -> ReducedRankFit:
     """The sums from which log(gain_e(x) / mean gain + floor), up to a constant, is predicted for every expert of the spec.
 
-    x: [tokens, hidden]. level: the part that is kept of each token's mean over experts.
+    x: [tokens, hidden].
     """
     rows, dense = expert_rows(site, spec), held_site(site)
     weights = TokenWeights.of(dense, x)
@@ -87,8 +82,7 @@ def gain_fit(site: FeedForward, spec: MoESpec, x: Tensor, floor: float, level: f
     least = max(floor * float(some.mean(dtype=torch.float64)), torch.finfo(torch.float32).tiny)
     fit = ReducedRankFit(x, rows.experts)
     for chunk in _chunks(rows, x, site.output):
-        wanted = gains(chunk).add_(least).log_()
-        fit.add(chunk, wanted.sub_((1 - level) * wanted.mean(1, keepdim=True)))
+        fit.add(chunk, gains(chunk).add_(least).log_())
     return fit
 
 
