@@ -13,6 +13,7 @@ from moeify.errors import UsageError
 from moeify.ir.model_graph import Batch
 
 if TYPE_CHECKING:
+    from moeify.data.data_set import DataSet
     from moeify.export.folder import LoadedFolder
     from moeify.frontend.loaded import LoadedModel
 
@@ -34,7 +35,7 @@ EXPORTS = ("torch", "onnx", "hf")
 
 def open_batches(
     source: Data, model: nn.Module, tokenizer: Any, example: Batch | None, tokens: int | None, rows: int = 4
-) -> Iterable[Batch]:
+) -> DataSet:
     """Data in the form of the example (without one as it is), re-iterable. rows: of a batch of text or tensors. Raises
     InputError for what does not fit."""
     from moeify.data.open_data import open_data

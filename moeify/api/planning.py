@@ -13,6 +13,7 @@ from moeify.api.models import open_model, open_outline
 from moeify.api.onnx_source import check_onnx_passes, is_onnx
 from moeify.api.outlook import check_outlook, fit
 from moeify.api.stock_source import check_not_stock
+from moeify.data.held_out_rows import HELD_OUT, without_held_out
 from moeify.errors import InputError, UsageError
 from moeify.frontend.other_checkpoints import OtherCheckpoints, check_same_shapes
 from moeify.ir.model_graph import Batch, ModelGraph
@@ -98,7 +99,8 @@ def prepare(
     """Raises UsageError, as early as can be told, where options do not fit together or do not fit a site; InputError for a
     model or data that cannot be read, and for a model without a feed-forward network that can be converted.
 
-    weights: without them as much is read as a plan needs. to_disk, aligned: as in `fit`."""
+    aligned: an alignment follows, and passes do not see the rows that it is judged by. weights: without them as much is read
+    as a plan needs. to_disk: as in `fit`."""
     pipeline = _build(recipe, calibrate, tokens)
     check_not_stock(source)
     if is_onnx(source):
@@ -125,7 +127,10 @@ def prepare(
         others.open(path)
     notes, data = (*host.loaded.notes, *host.traced.notes), None
     if read and calibrate is not None:
-        data = open_batches(calibrate, host.model, host.loaded.tokenizer, host.example, limit)
+        more = HELD_OUT if aligned else 0
+        data = open_batches(calibrate, host.model, host.loaded.tokenizer, host.example, limit + more)
+        if aligned:
+            data = without_held_out(data, limit)
         if looked_at is None:
             notes = (*notes, f"no pass of recipe {recipe.name} looks at data: they only judge the layers")
     elif calibrate is not None:

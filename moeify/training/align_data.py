@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from moeify.data.data_set import batch_rows, batch_tensors, batch_tokens
+from moeify.data.data_set import batch_tensors, batch_tokens
+from moeify.data.held_out_rows import divided
 from moeify.errors import InputError
 from moeify.ir.model_graph import Batch
-
-#: Tokens that a look at the held-out rows takes at most: it costs two forwards, and time is what an alignment has little of.
-_HELD_OUT = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,30 +42,18 @@ class Division:
 
 
 def divide(batches: Iterable[Batch], tokens: int) -> Division:
-    """Holds every tenth row out, the second of fewer, up to some thousand tokens of them.
+    """Holds every tenth row out, up to some thousand tokens of them.
 
     Raises InputError for batches with fewer than two rows.
     """
-    rows = [row for batch in batches for row in _rows(batch)]
-    if len(rows) < 2:
-        raise InputError(f"align: the data hold {len(rows)} rows; give at least two, one to learn from and one to judge by")
-    every = min(10, len(rows))
     held: list[Batch] = []
     train: list[Batch] = []
-    for number, row in enumerate(rows):
-        out = number % every == every - 1 and _tokens(held) < _HELD_OUT
-        (held if out else train).append(row)
+    for _, rows, out in divided(batches):
+        for row, judges in zip(rows, out, strict=True):
+            (held if judges else train).append(row)
+    if not held:
+        raise InputError(f"align: the data hold {len(train)} rows; give at least two, one to learn from and one to judge by")
     return Division(tuple(train), tuple(held), tokens)
-
-
-def _rows(batch: Batch) -> Iterator[Batch]:
-    count = batch_rows(batch)
-    for i in range(count):
-
-        def of_row(value: Any, i: int = i) -> Any:
-            return value[i : i + 1] if isinstance(value, Tensor) and value.ndim and value.shape[0] == count else value
-
-        yield _mapped(batch, of_row)
 
 
 def _joined(rows: list[Batch]) -> Batch:
@@ -81,12 +65,6 @@ def _joined(rows: list[Batch]) -> Batch:
     if isinstance(first, dict):
         return first | joined
     return tuple(joined.get(str(i), value) for i, value in enumerate(first))
-
-
-def _mapped(batch: Batch, change: Any) -> Batch:
-    if isinstance(batch, dict):
-        return {name: change(value) for name, value in batch.items()}
-    return tuple(change(value) for value in batch)
 
 
 def _shapes(row: Batch) -> dict[str, torch.Size]:

@@ -20,7 +20,7 @@ from moeify.training.align_data import divide
 from moeify.training.alignment import LARGEST_RATE, Aligned, Alignment
 from zoo import ZOO
 
-STEPS = Alignment(minutes=None, steps=16, learning_rate=0.15, tokens=32)
+STEPS = Alignment(minutes=None, steps=16, learning_rate=0.1, tokens=32)
 
 
 def texts(rows: int = 40, tokens: int = 16) -> list[Batch]:
