@@ -32,6 +32,17 @@ class ActivationSample:
 
 
 @dataclass(frozen=True, eq=False)
+class OutputGoals:
+    """What the FFN would have to say to the tokens of the activation sample, in its order, for the sum that its output goes
+    into to be what it is in the dense model.
+
+    goals: [kept, output] float32, output bias included. On a dense prefix it is what the dense FFN says.
+    """
+
+    goals: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class NeuronStatistics:
     """Moments of the neuron outputs h over all calibration tokens (not only the sample), each [neurons] float32."""
 
@@ -108,6 +119,7 @@ Fact = (
     | CalibrationData
     | Budget
     | ActivationSample
+    | OutputGoals
     | NeuronStatistics
     | CoActivation
     | NeuronImportance

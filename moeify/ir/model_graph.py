@@ -33,6 +33,15 @@ class Walk(Protocol):
         ...
 
 
+class GoalWalk(Walk, Protocol):
+    """A journey through the converted model with the dense model at its side."""
+
+    def goals(self, site: FeedForward) -> Iterator[Tensor] | None:
+        """For each batch of `inputs` what the FFN would have to say to them, [tokens, output], output bias included, for the
+        sum that its output goes into (the residual stream) to be what it is in the dense model; None where there is none."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class OutputGradient:
     """One FFN on one batch: inputs [tokens, hidden], and the gradient of the model's loss by its outputs [tokens, output]."""
@@ -60,6 +69,10 @@ class Host(Protocol):
     def walk(self, batches: Iterable[Batch], prefix: str, memory: int) -> AbstractContextManager[Walk]:
         """A journey on those batches; prefix is "converted" (what was spliced is used) or "dense"; memory in bytes is what
         the values alive between two sites may take, the rest is kept in a temporary file."""
+        ...
+
+    def goal_walk(self, batches: Iterable[Batch], memory: int) -> AbstractContextManager[GoalWalk]:
+        """A journey through the converted model that knows where the dense one would be; memory: of both together."""
         ...
 
     def gradients(self, batches: Iterable[Batch], loss: Loss) -> Iterator[dict[str, OutputGradient]]:

@@ -36,7 +36,8 @@ class PassContext:
     batches: re-iterable calibration data, or None. seed: from which every generator is derived.
     wanted: the facts that later passes of the pipeline need or use.
     looked_at: how many of the leading calibration tokens passes look at; None: none of them.
-    inputs: gives the FFN inputs of a site, [tokens, hidden] a batch (set by the pass that walks the host).
+    inputs: gives the FFN inputs of a site, [tokens, hidden] a batch (set by the pass that walks the host). goals: what the FFN
+        would have to say to them (`moeify.ir.model_graph.GoalWalk`), where a pass of the walk uses that; it may give None.
     measurements: what passes report, by site path, in order. seconds: time spent, by pass name.
     checkpoint: opens another checkpoint of the same model by its path, once however often it is asked for (set by the api).
     finished: where each-layer keeps what it has done, and finds what a run that was ended early had done; or None.
@@ -49,6 +50,7 @@ class PassContext:
     wanted: frozenset[type[Fact]] = frozenset()
     looked_at: int | None = None
     inputs: Callable[[FeedForward], Iterator[Tensor]] | None = None
+    goals: Callable[[FeedForward], Iterator[Tensor] | None] | None = None
     measurements: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from moeify.errors import UsageError
-from moeify.ir.facts import Fact, FeedForwards
+from moeify.ir.facts import Fact, FeedForwards, OutputGoals
 from moeify.ir.feed_forward import FeedForward
-from moeify.ir.model_graph import ModelGraph
+from moeify.ir.model_graph import ModelGraph, Walk
 from moeify.pipeline.context import PassContext
 from moeify.pipeline.contract import Pass
 from moeify.pipeline.finished import FinishedLayer
@@ -62,9 +63,7 @@ class EachLayer:
         return len(graph.spliced) != before
 
     def _here(self, graph: ModelGraph, context: PassContext) -> None:
-        memory = parse_size(self.memory, "each-layer.memory")
-        with graph.host.walk(context.batches or (), self.prefix, memory) as walk:
-            context.inputs = None if context.batches is None else walk.inputs
+        with self._walk(graph, context) as walk:
             for done, site in enumerate(graph.sites):
                 context.progress("converting layers", done, len(graph.sites))
                 if (layer := _found(site, context)) is None:
@@ -76,7 +75,20 @@ class EachLayer:
                     walk.leave(site)
                     graph.splice(site)
                 context.drop(site)
-            context.inputs = None
+
+    @contextmanager
+    def _walk(self, graph: ModelGraph, context: PassContext) -> Iterator[Walk]:
+        """The walk through the calibration data, where the passes find it."""
+        memory, batches = parse_size(self.memory, "each-layer.memory"), context.batches
+        if batches is not None and self.prefix == "converted" and any(OutputGoals in step.uses for step in self.passes):
+            with graph.host.goal_walk(batches, memory) as beside:
+                context.inputs, context.goals = beside.inputs, beside.goals
+                yield beside
+        else:
+            with graph.host.walk(batches or (), self.prefix, memory) as walk:
+                context.inputs = None if batches is None else walk.inputs
+                yield walk
+        context.inputs = context.goals = None
 
     def _elsewhere(self, workers: LayerWorkers, graph: ModelGraph, context: PassContext) -> None:
         known = {site.path: _found(site, context) for site in graph.sites}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moeify.errors import UsageError
-from moeify.ir.facts import Budget, CalibrationData, Fact, FeedForwards
+from moeify.ir.facts import Budget, CalibrationData, Fact, FeedForwards, OutputGoals
 from moeify.pipeline.contract import Pass
 
-#: Facts that no rewrite of a site makes untrue: those of the whole model, and what a site may spend.
-LASTING = frozenset({FeedForwards, CalibrationData, Budget})
+#: Facts that no rewrite of a site makes untrue: those of the whole model, what a site may spend, and what it ought to say.
+LASTING = frozenset({FeedForwards, CalibrationData, Budget, OutputGoals})
 
 Facts = frozenset[type[Fact]]
 

@@ -22,6 +22,7 @@ from moeify.layers.moe_layer import MoELayer
 from moeify.splice.dense_model import DenseModel
 from moeify.splice.eager import install
 from moeify.splice.effects import EffectWalk
+from moeify.splice.goal_walk import DenseBeside
 from moeify.splice.gradients import output_gradients
 from moeify.splice.shelf import shelved
 from moeify.splice.walk import GraphWalk
@@ -75,6 +76,10 @@ class EagerHost:
         """A walk through the model here."""
         layers = self.layers if prefix == "converted" else None
         return GraphWalk(self.model, self.traced, self.found(), batches, layers, memory)
+
+    def goal_walk(self, batches: Iterable[Batch], memory: int) -> DenseBeside:
+        batches = tuple(batches) if isinstance(batches, Iterator) else batches
+        return DenseBeside(*(self.graph_walk(batches, prefix, memory // 2) for prefix in ("converted", "dense")))
 
     def gradients(self, batches: Iterable[Batch], loss: Loss) -> Iterator[dict[str, OutputGradient]]:
         if self.layers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import Batch
 from moeify.layers.channels import OverChannels, features_last
 from moeify.layers.moe_layer import MoELayer
+from moeify.splice.output_sum import OutputSum, output_sum
 from moeify.splice.spill import SpilledList, Values
 from moeify.splice.token_masks import TokenMasks, decoder_nodes
 from moeify.splice.walk_state import WalkState
@@ -86,12 +87,25 @@ class GraphWalk:
         calls = self._found.calls[site.path]
         for number in range(len(self._states)):
             values = self._advance(number, self._index[calls[0].x] + 1)
-            yield self._tokens(values, calls[0], number)
+            yield self._tokens(calls[0].x, values, calls[0], number)
             position = self._positions[number]
             for call in calls[1:]:
                 self._run(values, position, self._index[call.x] + 1)
                 position = self._index[call.x] + 1
-                yield self._tokens(values, call, number)
+                yield self._tokens(call.x, values, call, number)
+
+    def output_sum(self, site: FeedForward) -> OutputSum | None:
+        """What the site's output goes into, where it runs once and that is known."""
+        calls = self._found.calls[site.path]
+        return output_sum(calls[0], self._index) if len(calls) == 1 else None
+
+    @torch.no_grad()
+    def totals(self, site: FeedForward, nodes: Sequence[fx.Node], until: fx.Node) -> Iterator[Tensor]:
+        """The sum of these nodes once the walk has come to `until`, float32 [tokens, width] a batch, tokens as in `inputs`."""
+        call = self._found.calls[site.path][0]
+        for number in range(len(self._states)):
+            values = self._advance(number, self._index[until] + 1)
+            yield torch.stack([self._tokens(node, values, call, number).float() for node in nodes]).sum(0)
 
     @torch.no_grad()
     def leave(self, site: FeedForward) -> None:
@@ -142,8 +156,9 @@ class GraphWalk:
             return getattr(self._traced.graph, str(node.target))
         return self._traced.lifted_value(self._model, node.name)
 
-    def _tokens(self, values: Values, call: Call, number: int) -> Tensor:
-        x: Tensor = self._value(call.x, values)
+    def _tokens(self, node: fx.Node, values: Values, call: Call, number: int) -> Tensor:
+        """The value of a node as [tokens, width], for the tokens of the call."""
+        x: Tensor = self._value(node, values)
         x = features_last(x) if call.channels else x
         return self._masks[number].real(x.reshape(-1, x.shape[-1]).cpu(), call.x in self._decoding)
 

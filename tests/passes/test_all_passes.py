@@ -13,7 +13,17 @@ import pytest
 import torch
 
 import moeify_passes
-from moeify.ir.facts import ActivationSample, CoActivation, Experts, Fact, FeedForwards, NeuronGroups, NeuronStatistics, Routing
+from moeify.ir.facts import (
+    ActivationSample,
+    CoActivation,
+    Experts,
+    Fact,
+    FeedForwards,
+    NeuronGroups,
+    NeuronStatistics,
+    OutputGoals,
+    Routing,
+)
 from moeify.ir.model_graph import ModelGraph
 from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
@@ -36,8 +46,10 @@ def prepared() -> tuple[ModelGraph, PassContext]:
     graph.specs[site.path] = MoESpec(groups)
     context = data_context(correlated_inputs(400), *FACTS)
     context.batches = ({"x": correlated_inputs(400)},)
+    context.goals = lambda asked: iter(torch.split(asked.forward(correlated_inputs(400)), 100))
     context.put(None, FeedForwards(1, 0))
     context.put(site, ActivationSample(correlated_inputs(400), 400))
+    context.put(site, OutputGoals(site.forward(correlated_inputs(400))))
     context.put(site, NeuronStatistics(400, torch.zeros(site.neurons), torch.ones(site.neurons)))
     context.put(site, CoActivation(torch.zeros(site.neurons + 1, dtype=torch.int64), torch.zeros(0).long(), torch.zeros(0)))
     context.put(site, NeuronGroups(groups, torch.empty(0, dtype=torch.int64)))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moeify.errors import ConversionError, UsageError
-from moeify.ir.facts import ActivationSample, NeuronStatistics
+from moeify.ir.facts import ActivationSample, NeuronStatistics, OutputGoals
 from moeify.ir.feed_forward import FeedForward
 from moeify.pipeline.context import PassContext
 from moeify_passes.analyse.calibrate import Calibrate
@@ -50,6 +50,17 @@ def test_memory_bounds_the_sample() -> None:
     assert sample.inputs.dtype == torch.float32
     rows = {tuple(row) for row in inputs.float().tolist()}
     assert all(tuple(row) in rows for row in sample.inputs.tolist())
+
+
+@pytest.mark.parametrize("room", [64, 1000])
+def test_goals_are_those_of_the_tokens_of_the_sample(room: int) -> None:
+    site, inputs = random_site(), correlated_inputs(500)
+    context = data_context(inputs, OutputGoals, batch=70)
+    context.goals = lambda _: iter(torch.split(site.forward(inputs), 70))
+    Calibrate(tokens=300, memory=room * 4 * (site.hidden + site.output)).run(graph_of(site), context)
+    sample, goals = context.get(site, ActivationSample).inputs, context.get(site, OutputGoals).goals
+    assert len(sample) == len(goals) == min(room, 300)
+    torch.testing.assert_close(goals, site.forward(sample))
 
 
 def test_no_matrix_of_neurons_is_larger_than_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moeify.ir.facts import ActivationSample, Fact, FeedForwards
 from moeify.ir.feed_forward import FeedForward, Refusal, Rewrite, Weight
-from moeify.ir.model_graph import Batch, Loss, ModelGraph, OutputGradient, Walk
+from moeify.ir.model_graph import Batch, GoalWalk, Loss, ModelGraph, OutputGradient, Walk
 from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
 
@@ -100,6 +100,9 @@ class TinyHost:
     def walk(self, batches: Iterable[Batch], prefix: str, memory: int) -> AbstractContextManager[Walk]:
         return nullcontext(_TinyWalk(tuple(batches)))
 
+    def goal_walk(self, batches: Iterable[Batch], memory: int) -> AbstractContextManager[GoalWalk]:
+        return nullcontext(_TinyWalk(tuple(batches)))
+
     def gradients(self, batches: Iterable[Batch], loss: Loss) -> Iterator[dict[str, OutputGradient]]:
         """Of the loss sum(y^2) / 2: the outputs themselves."""
         for batch in batches:
@@ -125,6 +128,9 @@ class _TinyWalk:
     def inputs(self, site: FeedForward) -> Iterator[Tensor]:
         for batch in self.batches:
             yield batch["x"] if isinstance(batch, dict) else batch[0]
+
+    def goals(self, site: FeedForward) -> Iterator[Tensor] | None:
+        return None
 
     def leave(self, site: FeedForward) -> None:
         """Nothing is computed ahead."""

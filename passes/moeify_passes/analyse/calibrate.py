@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moeify.errors import ConversionError, UsageError
-from moeify.ir.facts import ActivationSample, CalibrationData, Fact, FeedForwards, NeuronStatistics
+from moeify.ir.facts import ActivationSample, CalibrationData, Fact, FeedForwards, NeuronStatistics, OutputGoals
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
 from moeify.pipeline.context import PassContext
@@ -21,7 +21,8 @@ from moeify_passes.analyse.reservoir import Reservoir
 
 @dataclass(frozen=True)
 class Calibrate:
-    """Streams the FFN's inputs: a uniform sample of them, and moments of the neuron outputs; only what later passes want.
+    """Streams the FFN's inputs: a uniform sample of them, what the FFN would have to say to those for the model to be where the
+    dense one is, and moments of the neuron outputs; only what later passes want.
 
     tokens: how many tokens to look at, a layer. memory: what the sample of one layer, and the matrices of one chunk, may take
     ("256MiB" or bytes); of more tokens than fit, the sample keeps a uniform choice.
@@ -33,7 +34,7 @@ class Calibrate:
     name: ClassVar[str] = "calibrate"
     needs: ClassVar[tuple[type[Fact], ...]] = (FeedForwards, CalibrationData)
     uses: ClassVar[tuple[type[Fact], ...]] = ()
-    gives: ClassVar[tuple[type[Fact], ...]] = (ActivationSample, NeuronStatistics)
+    gives: ClassVar[tuple[type[Fact], ...]] = (ActivationSample, OutputGoals, NeuronStatistics)
     keeps: ClassVar[tuple[type[Fact], ...]] = ()
     rewrites: ClassVar[bool] = False
 
@@ -44,28 +45,36 @@ class Calibrate:
 
     def run(self, graph: ModelGraph, context: PassContext) -> bool:
         """Gives the facts. Raises ConversionError where no token reaches a layer or an input is not finite."""
-        if context.wanted & {ActivationSample, NeuronStatistics}:
+        if context.wanted & {*self.gives}:
             for site in graph.sites:
                 self._calibrate(site, context)
         return False
 
     def _calibrate(self, site: FeedForward, context: PassContext) -> None:
         memory = parse_size(self.memory, "calibrate.memory")
-        capacity = max(1, min(self.tokens, memory // (4 * site.hidden)))
-        sample = Reservoir(capacity, context.generator("calibrate", site)) if ActivationSample in context.wanted else None
+        goals = context.goals(site) if context.goals is not None and OutputGoals in context.wanted else None
+        width = site.hidden if goals is None else site.hidden + site.output
+        capacity = max(1, min(self.tokens, memory // (4 * width)))
+        sampled = ActivationSample in context.wanted or goals is not None
+        # Two of one seed draw the same tokens.
+        sample, aims = (Reservoir(capacity, context.generator("calibrate", site)) for _ in range(2))
         moments = Moments(site, memory) if NeuronStatistics in context.wanted else None
         seen = 0
         for inputs in self._inputs(site, context):
             seen += len(inputs)
-            if sample is not None:
+            if sampled:
                 sample.add(inputs)
+            if goals is not None:
+                aims.add(next(goals)[: len(inputs)])
             if moments is not None:
                 moments.add(inputs)
             context.progress(f"calibrate {site.path}", seen, self.tokens)
         if seen == 0:
             raise ConversionError(f"{site.path}: no calibration token reached this layer; check the calibration data")
-        if sample is not None:
+        if sampled:
             context.put(site, ActivationSample(sample.rows(), seen))
+        if goals is not None:
+            context.put(site, OutputGoals(aims.rows()))
         if moments is not None:
             context.put(site, moments.statistics())
         context.measure(site, calibration_tokens=seen)

@@ -15,8 +15,8 @@ from moeify_passes.held_site import held_site, token_chunks
 from moeify_passes.routed_output import compensation, routing_of
 from moeify_passes.token_weights import TokenWeights
 
-#: Features, what they have to add to the output so far, and the dense output without its bias, each [tokens, ...], scaled by
-#: the root of the token's weight.
+#: Features, what they have to add to the output so far, and what the output ought to be without the output bias, each
+#: [tokens, ...], scaled by the root of the token's weight.
 Scaled = tuple[Tensor, Tensor, Tensor]
 
 
@@ -33,19 +33,23 @@ class OutputFit:
         self._partitions = spec.partitions(site.neurons)
         self.start = torch.cat([*parts, rows.tensors.get("output_bias", torch.zeros(site.output))[None]])
 
-    def scaled(self, inputs: Tensor) -> Iterator[Scaled]:
-        """Chunks of tokens of inputs [tokens, hidden]."""
+    def scaled(self, inputs: Tensor, goals: Tensor | None = None) -> Iterator[Scaled]:
+        """Chunks of tokens of inputs [tokens, hidden]. goals: what the output ought to be, output bias included, [tokens,
+        output]; None: what the dense FFN says."""
+        done = 0
         for x in token_chunks(inputs, len(self.start)):
             routing, low_rank = routing_of(self.spec, x), self.spec.compensation.low_rank_in
             h = self.rows.hidden(x)
             parts = [self.rows.gated(h, routing.gates), torch.ones(len(x), 1)]
             if low_rank is not None:
                 parts.insert(1, x @ low_rank.float().T)
-            features, dense = torch.cat(parts, 1), self._dense_output(x, h)
-            idle = compensation(self._without_low_rank, routing, x)
             own = 0.0 if self.dense.output_bias is None else self.dense.output_bias.read()
-            root = self.token_weights.weights(dense).sqrt_()[:, None]
-            yield features * root, (dense + own - idle - features @ self.start) * root, dense * root
+            features = torch.cat(parts, 1)
+            goal = self._dense_output(x, h) if goals is None else goals[done : done + len(x)] - own
+            done += len(x)
+            idle = compensation(self._without_low_rank, routing, x)
+            root = self.token_weights.weights(goal).sqrt_()[:, None]
+            yield features * root, (goal + own - idle - features @ self.start) * root, goal * root
 
     def _dense_output(self, x: Tensor, h: Tensor) -> Tensor:
         """Of the dense FFN without its bias; h: what the layer's rows give for x, which are often all of the dense ones."""
@@ -53,15 +57,16 @@ class OutputFit:
             return h @ self.rows.tensors["down"]
         return self.dense.neuron_outputs(x) @ self.dense.down.read()
 
-    def candidates(self, inputs: Tensor) -> Callable[[float], Tensor]:
-        """The best weights for inputs [tokens, hidden], as a function of how strongly they are held to those so far.
+    def candidates(self, inputs: Tensor, goals: Tensor | None = None) -> Callable[[float], Tensor]:
+        """The best weights for inputs [tokens, hidden] and goals [tokens, output] (see `scaled`), as a function of how strongly
+        they are held to those so far.
 
         The penalty on the change of a feature's weights is `strength` times the feature's own sum of squares; on the bias there
         is none. Solved by Cholesky decomposition in float32, which features of length 1 make safe.
         """
         width = len(self.start)
         gram, right = torch.zeros(width, width), torch.zeros(width, self.start.shape[1])
-        for features, missing, _ in self.scaled(inputs):
+        for features, missing, _ in self.scaled(inputs, goals):
             gram.addmm_(features.T, features)
             right.addmm_(features.T, missing)
         length = gram.diagonal().sqrt()
@@ -77,15 +82,15 @@ class OutputFit:
 
         return solve
 
-    def errors(self, inputs: Tensor, found: Sequence[Tensor]) -> list[float]:
+    def errors(self, inputs: Tensor, found: Sequence[Tensor], goals: Tensor | None = None) -> list[float]:
         """Weighted squared error with each of the weights `found` (as `start`) on inputs [tokens, hidden] / weighted squared
-        output."""
+        goals [tokens, output] (see `scaled`)."""
         missed, size = [0.0] * len(found), 0.0
-        for features, missing, dense in self.scaled(inputs):
+        for features, missing, goal in self.scaled(inputs, goals):
             for i, weights in enumerate(found):
                 left = missing if weights is self.start else missing - features @ (weights - self.start)
                 missed[i] += float(left.square().sum(dtype=torch.float64))
-            size += float(dense.square().sum(dtype=torch.float64))
+            size += float(goal.square().sum(dtype=torch.float64))
         return [error / max(size, 1e-300) for error in missed]
 
     @property

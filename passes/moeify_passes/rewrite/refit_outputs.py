@@ -10,13 +10,13 @@ Preserved: which rows there are, their weights going in, the router and its choi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from moeify.errors import ConversionError, UsageError
-from moeify.ir.facts import ActivationSample, Experts, Fact, NeuronGroups, NeuronStatistics, Routing
+from moeify.ir.facts import ActivationSample, Experts, Fact, NeuronGroups, NeuronStatistics, OutputGoals, Routing
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import ModelGraph
 from moeify.ir.moe_config import MoEConfig
@@ -40,14 +40,18 @@ class RefitOutputs:
 
     shrink: strengths of the penalty to choose from, each above 0, in units of a feature's own sum of squares; the one with the
     least error on a held-out tenth of the sample is taken, and none of them where the weights so far are better.
+    towards: "layer", what the dense FFN says to the layer's own input; or "stream", what brings the sum that the output goes
+    into (the residual stream) to where it is in the dense model, so that a layer takes back what it can of the errors before
+    it (as quantisation with asymmetric calibration does: GPTAQ, Li et al. 2025). It takes the dense model along, and is
+    "layer" where there is no such sum, or no errors before (each-layer on the dense prefix).
     Best run last: after the router, and after a low-rank term, which is fitted anew together with the rest.
     """
 
     shrink: tuple[float, ...] | list[float] = (0.3, 1.0, 3.0)
+    towards: Literal["layer", "stream"] = "layer"
 
     name: ClassVar[str] = "refit-outputs"
     needs: ClassVar[tuple[type[Fact], ...]] = (Experts, ActivationSample)
-    uses: ClassVar[tuple[type[Fact], ...]] = ()
     gives: ClassVar[tuple[type[Fact], ...]] = ()
     keeps: ClassVar[tuple[type[Fact], ...]] = (ActivationSample, NeuronStatistics, NeuronGroups, Experts, Routing)
     rewrites: ClassVar[bool] = True
@@ -56,6 +60,13 @@ class RefitOutputs:
         object.__setattr__(self, "shrink", tuple(self.shrink))  # TOML gives lists
         if not self.shrink or not all(isinstance(s, int | float) and 0 < s < float("inf") for s in self.shrink):
             raise UsageError(f"refit-outputs.shrink is {list(self.shrink)}: give numbers above 0, such as [0.3, 1.0, 3.0]")
+
+        if self.towards not in ("layer", "stream"):
+            raise UsageError(f"refit-outputs.towards is {self.towards!r}: choose layer or stream")
+
+    @property
+    def uses(self) -> tuple[type[Fact], ...]:
+        return (OutputGoals,) if self.towards == "stream" else ()
 
     def run(self, graph: ModelGraph, context: PassContext) -> bool:
         """Writes down rows, output bias and low_rank_out; reports the strength taken and the error without and with it."""
@@ -83,11 +94,13 @@ class RefitOutputs:
         if spec.composed is not None:
             raise ConversionError(f"{site.path}: refit-outputs fits rows of their own, but these experts share a frozen core")
         sample = context.get(site, ActivationSample).inputs
+        known = context.find(site, OutputGoals) if self.towards == "stream" else None
+        goals = (None, None) if known is None else held_out(site, known.goals, context.generator("held-out", site))
         inputs, held = held_out(site, sample, context.generator("held-out", site))
         fit = OutputFit(site, spec, expert_rows(site, spec), TokenWeights.of(held_site(site), inputs))
-        solve = fit.candidates(inputs)
+        solve = fit.candidates(inputs, goals[0])
         candidates = [fit.start, *map(solve, self.shrink)]
-        errors = fit.errors(held, candidates)
+        errors = fit.errors(held, candidates, goals[1])
         taken = min(range(len(errors)), key=errors.__getitem__)
         context.measure(site, output_error_before=errors[0], output_error=errors[taken])
         context.measure(site, refit_shrink=self.shrink[taken - 1] if taken else None)
