@@ -14,7 +14,7 @@ from typing import Any
 
 import moeify
 import real_models
-from benchmarks.quality.texts import JUDGED, calibration
+from benchmarks.quality.texts import JUDGED, calibration, own_text
 from benchmarks.rows import arguments, machine, show
 from moeify.data.open_data import open_data
 from moeify.frontend.load_model import load_model
@@ -25,9 +25,11 @@ from moeify.pipeline.recipe import parse_setting
 RESULTS = Path(__file__).parent / "results.jsonl"
 
 
-def measured(recipe: str, active: float, tokens: int, judged: int, settings: list[str], align: str) -> dict[str, Any]:
+def measured(
+    recipe: str, active: float, tokens: int, judged: int, settings: list[str], align: str, own: bool
+) -> dict[str, Any]:
     """One row: what was asked, what the conversion took, and the perplexities. recipe "dense": the model as it is. align: as
-    of `moeify convert`, on all of the calibration text."""
+    of `moeify convert`, on all of the calibration text. own: calibrate on text that the model wrote, too."""
     row: dict[str, Any] = {
         "benchmark": "quality",
         "model": "SmolLM2-135M",
@@ -42,7 +44,8 @@ def measured(recipe: str, active: float, tokens: int, judged: int, settings: lis
         if recipe != "dense":
             started, wall = time.process_time(), time.perf_counter()
             done = moeify.convert(
-                real_models.smollm2(), recipe=recipe, active=active, calibrate=calibration(folder), tokens=tokens,
+                real_models.smollm2(), recipe=recipe, active=active, tokens=tokens,
+                calibrate=[calibration(folder), own_text()] if own else calibration(folder),
                 settings=[parse_setting(text) for text in settings],
                 align=moeify.Alignment.parse(align) if align else None,
             )  # fmt: skip
@@ -50,6 +53,7 @@ def measured(recipe: str, active: float, tokens: int, judged: int, settings: lis
                 "active": active,
                 "settings": settings,
                 "calibration tokens": tokens,
+                "own text": own,
                 "seconds": {"cpu": round(time.process_time() - started), "wall": round(time.perf_counter() - wall)},
                 "aligned": done.report.aligned and {"how": align, **done.report.aligned},
                 "layers": [round(layer.active_fraction, 3) for layer in done.report.layers],
@@ -80,9 +84,10 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=16384, help="of calibration text")
     parser.add_argument("--judged", type=int, default=20480, help="tokens of each text to judge on")
     parser.add_argument("--set", action="append", default=[], metavar="PASS.OPTION=VALUE")
+    parser.add_argument("--own", action="store_true", help="calibrate on text that the model wrote itself, too")
     parser.add_argument("--align", default="", metavar="minutes=M|steps=N")
     given = parser.parse_args()
-    row = measured(given.recipe, given.active, given.tokens, given.judged, given.set, given.align)
+    row = measured(given.recipe, given.active, given.tokens, given.judged, given.set, given.align, given.own)
     void = [title for title, scores in row["texts"].items() if (scores["active"] or 0) > given.active * 1.01]
     show(row, given.write and not void, RESULTS)
     if void:

@@ -58,13 +58,13 @@ def _table(rows: list[Row], dense: Row) -> str:
     lines = ["| " + " | ".join([*heads, "measured active", "CPU s", "commit"]) + " |", "| --- " * (len(heads) + 3) + "|"]
     for row in sorted(rows, key=_order):
         tokens = row["calibration tokens"]
-        rivals = [r for r in rows if _key(r) == (row["active"], "best", _key(row)[2], (), tokens)]
+        rivals = [r for r in rows if _key(r) == (row["active"], "best", _key(row)[2], (), tokens, _own(row))]
         lines.append(_line(row, dense, rivals[0] if rivals else None))
     return "\n".join(lines)
 
 
 def _line(row: Row, dense: Row, best: Row | None) -> str:
-    cells = [f"{row['active']:.2f}", " ".join([f"`{row['recipe']}`", *row["settings"]]), f"{row['calibration tokens']:,}"]
+    cells = [f"{row['active']:.2f}", " ".join([f"`{row['recipe']}`", *row["settings"]]), _calibration(row)]
     for title in JUDGED:
         own = _losses(row, title)
         cells.append(_ratio(own, _losses(dense, title)))
@@ -85,13 +85,22 @@ def _losses(row: Row, title: str) -> Floats:
     return np.array(row["texts"][title]["windows"], dtype=np.float64) / PREDICTED
 
 
-def _key(row: Row) -> tuple[float, str, str, tuple[str, ...], int]:
+def _calibration(row: Row) -> str:
+    return f"{row['calibration tokens']:,}" + (" with own text" if _own(row) else "")
+
+
+def _own(row: Row) -> bool:
+    """Was it calibrated on text that the dense model wrote, too?"""
+    return bool(row.get("own text"))
+
+
+def _key(row: Row) -> tuple[float, str, str, tuple[str, ...], int, bool]:
     how = (row.get("aligned") or {}).get("how", "")
-    return row["active"], row["recipe"], how, tuple(row["settings"]), row["calibration tokens"]
+    return row["active"], row["recipe"], how, tuple(row["settings"]), row["calibration tokens"], _own(row)
 
 
-def _order(row: Row) -> tuple[float, bool, str, int]:
-    return -row["active"], row["recipe"] != "best", row["recipe"], row["calibration tokens"]
+def _order(row: Row) -> tuple[float, bool, str, int, bool]:
+    return -row["active"], row["recipe"] != "best", row["recipe"], row["calibration tokens"], _own(row)
 
 
 def main() -> int:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import moeify
 import real_models
+from package_files import cached
 
 
 def calibration(folder: Path) -> Path:
     """Every second article of the encyclopaedia, its first 6,000 characters, so that many subjects come early."""
     return _written(folder / "calibration.txt", [article[:6000] for article in _articles()[1::2]])
+
+
+def own_text() -> Path:
+    """What SmolLM2 itself wrote: `moeify write`, 16,384 tokens."""
+    name = "own-text.jsonl"
+    return cached("smollm2-own-text", lambda folder: moeify.write_text(real_models.smollm2(), folder / name)) / name
 
 
 def same_kind(folder: Path) -> Path:

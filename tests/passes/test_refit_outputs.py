@@ -139,47 +139,47 @@ def test_a_row_that_is_never_on_stays() -> None:
     assert down is None or torch.equal(down, site.down.read()[graph.specs[site.path].order])
 
 
-def test_towards_the_stream_the_errors_before_are_taken_back_too() -> None:
+def test_errors_before_the_layer_are_taken_back_by_the_part_that_is_asked() -> None:
     """Goals that lie off what the dense layer says by something that the features tell."""
     site = random_site(biases=True)
-    outcomes = dict[str, float]()
-    for towards in ("layer", "stream"):
+    outcomes = list[float]()
+    for stream in (0.0, 0.5, 1.0):
         graph, context = routed(site)
         x = context.get(site, ActivationSample).inputs
         off = 0.3 * torch.randn(site.neurons, site.output, generator=torch.Generator().manual_seed(1))
         goals = site.forward(x) + 2.0 + site.neuron_outputs(x) @ off
         context.put(site, OutputGoals(goals))
-        RefitOutputs(towards=towards).run(graph, context)
+        RefitOutputs(stream=stream).run(graph, context)
         said = reference(site, graph.specs[site.path], x.double())
-        outcomes[towards] = float((said - goals).square().sum() / goals.square().sum())
+        outcomes.append(float((said - goals).square().sum() / goals.square().sum()))
         assert context.measurements[site.path]["output_error"] < context.measurements[site.path]["output_error_before"]
-    assert outcomes["stream"] < 0.5 * outcomes["layer"]
+    assert outcomes[2] < 0.5 * outcomes[1] < 0.25 * outcomes[0]
 
 
 def test_goals_of_the_dense_layer_itself_change_nothing() -> None:
     site = random_site(gated=True, biases=True, activation="silu")
     found = []
-    for towards in ("layer", "stream"):
+    for stream in (0.0, 1.0):
         graph, context = routed(site)
         context.put(site, OutputGoals(site.forward(context.get(site, ActivationSample).inputs)))
-        RefitOutputs(towards=towards).run(graph, context)
+        RefitOutputs(stream=stream).run(graph, context)
         found.append(graph.specs[site.path].weights["down"])
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-3)
 
 
-def test_without_goals_the_stream_is_the_layer() -> None:
+def test_without_goals_nothing_is_taken_back() -> None:
     site = random_site()
     found = []
-    for towards in ("layer", "stream"):
+    for stream in (0.0, 1.0):
         graph, context = routed(site)
-        RefitOutputs(towards=towards).run(graph, context)
+        RefitOutputs(stream=stream).run(graph, context)
         found.append(graph.specs[site.path].weights["down"])
     assert torch.equal(*found)
 
 
-def test_refuses_another_goal() -> None:
-    with pytest.raises(UsageError, match=r"refit-outputs\.towards is 'model': choose layer or stream"):
-        RefitOutputs(towards="model")  # type: ignore[arg-type]  # what is refused
+def test_refuses_to_take_back_more_than_was_lost() -> None:
+    with pytest.raises(UsageError, match=r"refit-outputs\.stream is 1\.5: choose a part from 0 to 1"):
+        RefitOutputs(stream=1.5)
 
 
 @pytest.mark.parametrize("shrink", [[], [0.0], [-1.0, 1.0], ["a"], [float("inf")]])

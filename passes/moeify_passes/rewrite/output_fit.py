@@ -24,9 +24,11 @@ class OutputFit:
     """Fits everything that is linear in the output: the down row of every row of the layer, low_rank_out, the output bias.
 
     Features of a token are what these multiply: gate x h of each row (0 where its expert is idle), x low_rank_in^T, and 1.
+    stream: how far the output is to go from what the dense FFN says to the goals that are given, 0 to 1.
     """
 
-    def __init__(self, site: FeedForward, spec: MoESpec, rows: ExpertRows, weights: TokenWeights) -> None:
+    def __init__(self, site: FeedForward, spec: MoESpec, rows: ExpertRows, weights: TokenWeights, stream: float = 1.0) -> None:
+        self.stream = stream
         self.dense, self.spec, self.rows, self.token_weights = held_site(site), spec, rows, weights
         low_rank = spec.compensation.low_rank_out
         parts = [rows.tensors["down"], *([] if low_rank is None else [low_rank.float()])]
@@ -34,8 +36,8 @@ class OutputFit:
         self.start = torch.cat([*parts, rows.tensors.get("output_bias", torch.zeros(site.output))[None]])
 
     def scaled(self, inputs: Tensor, goals: Tensor | None = None) -> Iterator[Scaled]:
-        """Chunks of tokens of inputs [tokens, hidden]. goals: what the output ought to be, output bias included, [tokens,
-        output]; None: what the dense FFN says."""
+        """Chunks of tokens of inputs [tokens, hidden]. goals: where the output is to go, output bias included, [tokens,
+        output]; None: to what the dense FFN says."""
         done = 0
         for x in token_chunks(inputs, len(self.start)):
             routing, low_rank = routing_of(self.spec, x), self.spec.compensation.low_rank_in
@@ -45,8 +47,10 @@ class OutputFit:
                 parts.insert(1, x @ low_rank.float().T)
             own = 0.0 if self.dense.output_bias is None else self.dense.output_bias.read()
             features = torch.cat(parts, 1)
-            goal = self._dense_output(x, h) if goals is None else goals[done : done + len(x)] - own
-            done += len(x)
+            goal = self._dense_output(x, h)
+            if goals is not None:
+                goal = goal.lerp(goals[done : done + len(x)] - own, self.stream)
+                done += len(x)
             idle = compensation(self._without_low_rank, routing, x)
             root = self.token_weights.weights(goal).sqrt_()[:, None]
             yield features * root, (goal + own - idle - features @ self.start) * root, goal * root
