@@ -32,6 +32,7 @@ _HOMES = {
     "save": "moeify.api",
     "sweep": "moeify.api",
     "to_dense": "moeify.api",
+    "write_text": "moeify.api",
     "Alignment": "moeify.training.align",
     "EachLayer": "moeify.pipeline.each_layer",
     "MoELayer": "moeify.layers.moe_layer",
@@ -81,6 +82,7 @@ __all__ = [
     "set_training",
     "sweep",
     "to_dense",
+    "write_text",
 ]
 
 if TYPE_CHECKING:
@@ -101,6 +103,7 @@ if TYPE_CHECKING:
         save,
         sweep,
         to_dense,
+        write_text,
     )
     from moeify.errors import MoeifyError
     from moeify.layers.budget import moe_layers, set_threshold, set_top_k

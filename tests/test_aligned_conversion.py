@@ -55,6 +55,18 @@ def test_a_module_in_memory_is_aligned_with_what_it_was() -> None:
     assert distance(said(model), said(dense)) < distance(said(plain.model), said(dense))
 
 
+def test_an_alignment_reads_all_sources(data: Path, tmp_path: Path) -> None:
+    torch.save({"input_ids": ids(80, 16).flip(1)}, tmp_path / "more.pt")
+    dense = ZOO["llama"]().model
+    done = moeify.convert(
+        dense, example={"input_ids": ids()}, recipe="markers", experts=4, top_k=1, calibrate=[data, tmp_path / "more.pt"],
+        align=HOW,
+    )  # fmt: skip
+    assert done.report.data is not None
+    assert done.report.data["name"] == "ids.pt + more.pt"
+    assert any(note.startswith("aligned with the dense model in 24 steps on 144 rows") for note in done.report.notes)
+
+
 def test_without_data_there_is_nothing_to_align_on(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="aligning needs text without labels, or other inputs: give --calibrate too"):
         moeify.convert(tmp_path / "not read", tmp_path / "out", align=HOW)

@@ -11,6 +11,7 @@ from moeify.api.planning import plan, registry
 from moeify.api.pruning import PrunedLayer, prune_experts
 from moeify.api.reporting import ReportPage, report
 from moeify.api.sweeping import Sweep, sweep
+from moeify.api.writing import OwnText, write_text
 from moeify.pipeline.inspection import Inspection
 from moeify.pipeline.plan import Plan
 
@@ -19,6 +20,7 @@ __all__ = [
     "Dense",
     "Import",
     "Inspection",
+    "OwnText",
     "Plan",
     "PrunedLayer",
     "ReportPage",
@@ -42,4 +44,5 @@ __all__ = [
     "save",
     "sweep",
     "to_dense",
+    "write_text",
 ]

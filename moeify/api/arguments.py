@@ -26,8 +26,8 @@ Factory = str | Callable[[], nn.Module]
 #: Model inputs, a file of them, or `pkg.mod:callable`.
 Example = str | Path | Batch
 
-#: Calibration or evaluation data: a file, `pkg.mod:callable`, or batches in memory.
-Data = str | Path | Callable[[], Iterable[Batch]] | Iterable[Batch]
+#: Calibration or evaluation data: a file, `pkg.mod:callable`, several of these, or batches in memory.
+Data = str | Path | Sequence[str | Path] | Callable[[], Iterable[Batch]] | Iterable[Batch]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 EXPORTS = ("torch", "onnx", "hf")
@@ -43,6 +43,17 @@ def open_batches(
 
     vocabulary = vocabulary_of(model)
     return open_data(source, tokenizer=tokenizer, example=example, tokens=tokens, vocabulary=vocabulary, batch=rows)
+
+
+def check_files(data: Data) -> None:
+    """Raises InputError for a data file that is absent or of no known kind; what Python gives is not looked at."""
+    from moeify.data.importable import is_importable_name
+    from moeify.data.mixed import sources_of
+    from moeify.data.sniff import kind_of
+
+    for source in sources_of(data):
+        if isinstance(source, str | Path) and not is_importable_name(str(source)):
+            kind_of(Path(source).expanduser())
 
 
 def example_of(found: LoadedFolder, example: Example | None) -> Batch:

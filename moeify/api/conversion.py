@@ -77,12 +77,12 @@ def convert(
 
     A module in memory is rewritten in place. recipe: a preset's name, a TOML file or a Recipe; experts, top_k, active (the
     largest active fraction of each FFN), layers, tokens, seed and settings change its options. calibrate: data that passes
-    may look at; without it the conversion goes by the weights alone. align: trains the experts at the end towards what the
-    dense model says to the calibration data (`moeify.Alignment(minutes=10)`). output: a folder that appears whole or not at
-    all; `force` allows replacing one. export: "torch" (always there), "onnx" (OUTPUT/model.onnx) and "hf" (OUTPUT/hf, a stock
-    checkpoint). resume: go on after the last layer that a run of the same conversion had finished when it was ended early, if
-    there was one; the result is the same. allow_pickle: unpickles a module of other classes than torch.nn's, which runs what
-    the file says.
+    may look at, several files or names in a list are mixed; without it the conversion goes by the weights alone. align: trains
+    the experts at the end towards what the dense model says to the calibration data (`moeify.Alignment(minutes=10)`). output: a
+    folder that appears whole or not at all; `force` allows replacing one. export: "torch" (always there), "onnx"
+    (OUTPUT/model.onnx) and "hf" (OUTPUT/hf, a stock checkpoint). resume: go on after the last layer that a run of the same
+    conversion had finished when it was ended early, if there was one; the result is the same. allow_pickle: unpickles a module
+    of other classes than torch.nn's, which runs what the file says.
     workers: so many processes on this machine share what can be split (docs/many-machines.md); cluster: those of a cluster of
     Ray do, by its address as ray.init takes it. The result is that of one process on one thread.
     planned: receives the plan (parameters, memory) once the model is read and before anything is computed or written.
@@ -149,12 +149,11 @@ def _journal(source: Source, output: str | Path | None, *, resume: bool) -> Iter
 
 def _key(ready: Ready, plan: Recipe, align: Alignment | None, dtype: str, device: str) -> dict[str, Any]:
     """All that the finished layers depend on."""
-    data = ready.describe_data() or {}
     return {
         "model": asdict(ready.host.loaded.source),
         "recipe": plan.explicit(registry()).to_toml(),
         "alignment": None if align is None else asdict(align),
-        "calibration data": {name: value for name, value in data.items() if name not in ("batches", "rows", "tokens")},
+        "calibration data": ready.identify_data(),
         "example": batches_digest([ready.host.example]),
         "number type and device": [dtype, device],
         "other checkpoints": ready.checkpoints.digests,

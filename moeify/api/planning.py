@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moeify.api.arguments import Data, Example, Factory, Source, open_batches
+from moeify.api.arguments import Data, Example, Factory, Source, check_files, open_batches
 from moeify.api.ending import check_ending, holds_whole
 from moeify.api.models import open_model, open_outline
 from moeify.api.onnx_source import check_onnx_passes, is_onnx
@@ -42,6 +42,12 @@ class Ready:
     notes: tuple[str, ...]
     plan: Plan
     checkpoints: OtherCheckpoints
+
+    def identify_data(self) -> dict[str, Any]:
+        """What is equal for the same calibration data; nothing without."""
+        from moeify.data.data_set import DataSet
+
+        return self.data.identity() if isinstance(self.data, DataSet) else {}
 
     def describe_data(self) -> dict[str, Any] | None:
         """What the calibration data say of themselves; None without."""
@@ -141,9 +147,6 @@ def prepare(
 
 def _build(recipe: Recipe, calibrate: Data | None, tokens: int | None) -> Pipeline:
     """The pipeline, once everything is checked that can be checked before a model is loaded."""
-    from moeify.data.importable import is_importable_name
-    from moeify.data.sniff import kind_of
-
     pipeline = recipe.build(registry())
     if not any(step.rewrites for step in flatten(pipeline.passes) if not isinstance(step, EachLayer)):
         raise UsageError(f"recipe {recipe.name!r} would change nothing: no pass of it is a rewrite, such as split-experts")
@@ -151,8 +154,8 @@ def _build(recipe: Recipe, calibrate: Data | None, tokens: int | None) -> Pipeli
     if tokens is not None and calibrate is None:
         raise UsageError(f"--tokens {tokens} counts calibration data, but there are none: give --calibrate too")
     pipeline.check(with_data=calibrate is not None)
-    if isinstance(calibrate, str | Path) and not is_importable_name(str(calibrate)):
-        kind_of(Path(calibrate).expanduser())
+    if calibrate is not None:
+        check_files(calibrate)
     return pipeline
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -56,7 +56,7 @@ class Bench:
     """What all cells share. loading: options that open the dense model. dense: its ONNX file; None: nothing is timed."""
 
     source: Path
-    calibrate: str
+    calibrate: Sequence[str]
     evaluate: str
     evaluate_tokens: int | None
     loading: Mapping[str, Any]

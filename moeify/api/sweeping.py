@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moeify.api.arguments import device_of
+from moeify.api.arguments import Data, check_files, device_of
 from moeify.api.sweep_cell import Bench, Cell
+from moeify.data.mixed import sources_of
 from moeify.errors import InputError, OutputError, UsageError
 from moeify.frontend.loaded import file_digest
 from moeify.measure.rows_file import Row, RowsFile
@@ -36,7 +37,7 @@ def sweep(
     *,
     recipes: Sequence[str | Path],
     active: Sequence[float],
-    calibrate: str | Path,
+    calibrate: str | Path | Sequence[str | Path],
     evaluate: str | Path,
     tokens: int | None = None,
     evaluate_tokens: int | None = None,
@@ -50,10 +51,10 @@ def sweep(
 ) -> Sweep:
     """Converts the model by each recipe at each budget, evaluates, exports to ONNX, and times it beside the dense model.
 
-    active: budgets, each above 0 and up to 1. calibrate, evaluate: data, files or `pkg.mod:callable`; tokens and
-    evaluate_tokens bound them. time: False leaves ONNX out. output: a folder; OUTPUT/rows.jsonl gets a row as soon as it is
-    measured, and a later run with the same settings goes on after the last one; OUTPUT/sweep.png and .svg show all rows of
-    this run.
+    active: budgets, each above 0 and up to 1. calibrate, evaluate: data, files or `pkg.mod:callable`; several to calibrate on
+    are mixed. tokens and evaluate_tokens bound them. time: False leaves ONNX out. output: a folder; OUTPUT/rows.jsonl gets a
+    row as soon as it is measured, and a later run with the same settings goes on after the last one; OUTPUT/sweep.png and .svg
+    show all rows of this run.
 
     A recipe that cannot be converted at a budget gives a row with the reason as `error`. Raises UsageError, InputError and
     MissingExtraError for what is wrong with the settings before a weight is read; InputError and OutputError later.
@@ -65,7 +66,7 @@ def sweep(
     loading = {"factory": factory, "example": example, "allow_pickle": allow_pickle, "device": device}
     model = _digests(path)
     settings = {
-        "model": model, "calibrate": _data_digest(calibrate), "evaluate": _data_digest(evaluate), "time": time,
+        "model": model, "calibrate": _data_digests(calibrate), "evaluate": _data_digest(evaluate), "time": time,
         "evaluate_tokens": evaluate_tokens, "loading": {name: str(value) for name, value in loading.items()},
     }  # fmt: skip
     file = _open_rows(folder)
@@ -75,7 +76,9 @@ def sweep(
     if dense is not None:
         progress("exporting the dense model", 0, None)
         _export_dense(path, dense, loading)
-    bench = Bench(path, str(calibrate), str(evaluate), evaluate_tokens, loading, dense, folder, progress)
+    bench = Bench(
+        path, [str(part) for part in sources_of(calibrate)], str(evaluate), evaluate_tokens, loading, dense, folder, progress
+    )
     try:
         for done, (cell, digest) in enumerate(left):
             progress("sweep", done, len(left))
@@ -89,11 +92,8 @@ def sweep(
     return Sweep(folder, rows, draw(rows, folder / PICTURE), len(cells) - len(left))
 
 
-def _check(path: Path, recipes: Sequence[Any], active: Sequence[float], data: Sequence[str | Path], **options: Any) -> None:
+def _check(path: Path, recipes: Sequence[Any], active: Sequence[float], data: Sequence[Data], **options: Any) -> None:
     """Raises for what can be told to be wrong before anything is read."""
-    from moeify.data.importable import is_importable_name
-    from moeify.data.sniff import kind_of
-
     check_matplotlib()
     if options["time"]:
         from moeify.export.onnx.packages import check_packages
@@ -110,8 +110,7 @@ def _check(path: Path, recipes: Sequence[Any], active: Sequence[float], data: Se
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; models are read from disk, nothing is downloaded")
     for source in data:
-        if not is_importable_name(str(source)):
-            kind_of(Path(source).expanduser())
+        check_files(source)
 
 
 def _open_rows(folder: Path) -> RowsFile:
@@ -132,6 +131,11 @@ def _digests(path: Path) -> dict[str, str]:
     """File name -> sha256 of what the model is read from."""
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     return {file.name: file_digest(file) for file in files}
+
+
+def _data_digests(source: str | Path | Sequence[str | Path]) -> str | list[str]:
+    found = [_data_digest(part) for part in sources_of(source)]
+    return found if len(found) > 1 else found[0]
 
 
 def _data_digest(source: str | Path) -> str:

@@ -19,9 +19,10 @@ from moeify.cli.passes import passes
 from moeify.cli.recipes import recipes
 from moeify.cli.report import report
 from moeify.cli.sweep import sweep
+from moeify.cli.write import write
 from moeify.errors import UsageError
 
-COMMANDS = (convert, inspect, evaluate, bench, sweep, report, dense, passes, recipes, export, import_)
+COMMANDS = (convert, inspect, evaluate, bench, sweep, report, write, dense, passes, recipes, export, import_)
 
 
 def _version(wanted: bool) -> None:

@@ -6,7 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moeify.cli.options import AllowPickle, Device, Example, Factory, Force, Json, Quiet, Tokens, Verbose, at_least, fraction
+from moeify.cli.options import (
+    AllowPickle,
+    Calibrate,
+    Device,
+    Example,
+    Factory,
+    Force,
+    Json,
+    Quiet,
+    Tokens,
+    Verbose,
+    at_least,
+    fraction,
+)
 from moeify.cli.screen import Screen, percent
 from moeify.cli.working import working
 from moeify.errors import UsageError
@@ -39,9 +52,7 @@ def convert(
     layers: Annotated[
         str | None, typer.Option(metavar="GLOB|last-half|every:N", help="Convert these layers only and leave the others dense.")
     ] = None,
-    calibrate: Annotated[
-        str | None, typer.Option(metavar="FILE|PKG.MOD:CALLABLE", help="Data that passes may look at (text, tensors).")
-    ] = None,
+    calibrate: Calibrate = None,
     tokens: Tokens = None,
     align: Annotated[
         str | None,
@@ -85,7 +96,7 @@ def convert(
 
         options: dict[str, Any] = {
             "recipe": recipe, "experts": experts, "top_k": top_k, "active": active, "layers": layers,
-            "settings": [parse_setting(text) for text in setting or ()], "calibrate": calibrate, "tokens": tokens,
+            "settings": [parse_setting(text) for text in setting or ()], "calibrate": calibrate or None, "tokens": tokens,
             "factory": factory, "example": example, "seed": seed, "dtype": dtype, "device": device,
             "allow_pickle": allow_pickle,
         }  # fmt: skip

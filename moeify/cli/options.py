@@ -49,6 +49,13 @@ Tokens = Annotated[
     typer.Option(metavar="N", parser=at_least(2), help="Tokens of the data to use at most (rows, where it is not text)."),
 ]
 
+Calibrate = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE|PKG.MOD:CALLABLE", help="Data that passes may look at (text, tensors); repeated, several are mixed."
+    ),
+]
+
 Factory = Annotated[
     str | None,
     typer.Option(

@@ -26,7 +26,9 @@ def _names(text: str) -> list[str]:
 def sweep(
     model: Annotated[str, typer.Argument(help="The dense model: a Hugging Face folder, a GGUF file, a .pt or .pt2 file.")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="The folder of rows.jsonl and the picture.")],
-    calibrate: Annotated[str, typer.Option(metavar="FILE|PKG.MOD:CALLABLE", help="Data that passes may look at.")],
+    calibrate: Annotated[
+        list[str], typer.Option(metavar="FILE|PKG.MOD:CALLABLE", help="Data that passes may look at; repeated: mixed.")
+    ],
     evaluate: Annotated[str, typer.Option(metavar="FILE|PKG.MOD:CALLABLE", help="Other data, to judge on.")],
     recipes: Annotated[
         Any, typer.Option(metavar="NAME,FILE.toml,...", parser=_names, help="The recipes to compare.")

@@ -40,7 +40,8 @@ def batch_tokens(batch: Batch) -> int:
 class DataSet:
     """Re-iterable batches. Each iteration reads the source anew, so memory stays bounded.
 
-    kind: text, jsonl, tensors, callable or batches. name: the file, callable or type. options: how it is read.
+    kind: text, jsonl, tensors, callable, batches or mixed. name: the file, callable or type. options: how it is read.
+    parts: the sources of a mixed one.
     Iterating raises InputError for what the source should not hold, and for a source without a batch.
     """
 
@@ -49,6 +50,7 @@ class DataSet:
     source: Callable[[], Iterator[Batch]] = field(repr=False)
     digest: Callable[[], str | None] = field(repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[DataSet, ...] = ()
     _read: tuple[int, int, int] = (0, 0, 0)  # batches, rows, tokens of the longest iteration so far
 
     def __iter__(self) -> Iterator[Batch]:
@@ -61,18 +63,16 @@ class DataSet:
             raise InputError(f"{self.name}: holds no batch; give data with at least one row")
 
     def describe(self) -> dict[str, Any]:
-        """Plain data for reports: kind, name, digest ("sha256:...", None for a callable), options, and how many batches,
-        rows and tokens the longest iteration so far has read."""
+        """Plain data for reports: kind, name, digest ("sha256:...", None for a callable), options, how many batches, rows and
+        tokens the longest iteration so far has read, and the same of each source of a mixed one."""
         batches, rows, tokens = self._read
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "digest": self.digest(),
-            **self.options,
-            "batches": batches,
-            "rows": rows,
-            "tokens": tokens,
-        }
+        parts = {"sources": [part.describe() for part in self.parts]} if self.parts else {}
+        return {**self.identity(), "batches": batches, "rows": rows, "tokens": tokens, **parts}
+
+    def identity(self) -> dict[str, Any]:
+        """What `describe` says but for what was read so far: equal for data that give the same batches."""
+        parts = {"sources": [part.identity() for part in self.parts]} if self.parts else {}
+        return {"kind": self.kind, "name": self.name, "digest": self.digest(), **self.options, **parts}
 
 
 def until(batches: Iterator[Batch], tokens: int | None) -> Iterator[Batch]:

@@ -14,6 +14,7 @@ from moeify.data.data_set import DataSet, until
 from moeify.data.documents import json_documents, text_pieces
 from moeify.data.fitting import fit_to
 from moeify.data.importable import importable, is_importable_name
+from moeify.data.mixed import mixed, sources_of
 from moeify.data.sniff import FileKind, kind_of
 from moeify.data.tensors import read_tensors, row_batches
 from moeify.data.windows import SHORTEST, TextEncoder, first_of, text_inputs, window_batches
@@ -22,7 +23,7 @@ from moeify.ir.model_graph import Batch
 
 
 def open_data(
-    source: str | Path | Callable[[], Iterable[Any]] | Iterable[Any],
+    source: str | Path | Sequence[str | Path] | Callable[[], Iterable[Any]] | Iterable[Any],
     *,
     tokenizer: Any = None,
     example: Batch | None = None,
@@ -36,11 +37,12 @@ def open_data(
 
     source: a text file, a .jsonl file with a field "text", a tensor file (.pt, .npz, .npy, .safetensors; first
         dimension: rows), "package.module:callable" or a callable that gives an iterable of batches (called anew for each
-        iteration), or an iterable of batches. The content of a file decides, then its suffix.
+        iteration), or an iterable of batches. The content of a file decides, then its suffix. A list or tuple of files and
+        names is mixed (`mixed`): batches of each in turn, with its part of `batch` rows, until all are at their ends.
     tokenizer: for text; one of transformers, or alike. Its own special tokens go round each window.
     example: a batch that the model takes; data is given its form and held against it.
     window: tokens in a window of text, special tokens included (cut to what the tokenizer allows).
-    batch: rows in a batch. tokens: stop early (at so many tokens of text, at the end of a batch otherwise).
+    batch: rows in a batch. tokens: stop early (at so many tokens of one text, at the end of a batch otherwise).
     input_names: the names of the model's positional inputs. vocabulary: token ids must be below it.
 
     Raises UsageError for an option out of bounds, InputError for a source that cannot be read or does not fit. What is
@@ -49,7 +51,14 @@ def open_data(
     for name, value, least in (("window", window, SHORTEST), ("batch", batch, 1), ("tokens", tokens, SHORTEST)):
         if value is not None and value < least:
             raise UsageError(f"{name} is {value}: it must be at least {least}")
-    wanted = _Wanted(example, tuple(input_names), vocabulary, batch, tokens)
+    parts = sources_of(source)
+    wanted = _Wanted(example, tuple(input_names), vocabulary, max(1, batch // len(parts)), tokens)
+    found = [_open(part, tokenizer, window, wanted) for part in parts]
+    return found[0] if len(found) == 1 else mixed(found, tokens)
+
+
+def _open(source: Any, tokenizer: Any, window: int, wanted: _Wanted) -> DataSet:
+    """One source."""
     if not isinstance(source, str | Path) or (isinstance(source, str) and is_importable_name(source)):
         return _python(source, wanted)
     path = Path(source).expanduser()

@@ -24,11 +24,12 @@ def check_precision(wanted: str) -> None:
 def products(wanted: Precision, weight: Tensor) -> Callable[[], AbstractContextManager[object]]:
     """Makes contexts in which models with weights like this one multiply in that precision: torch.autocast."""
     device = weight.device.type
-    half = wanted == "bfloat16" or (wanted == "auto" and weight.dtype == torch.float32 and _quick_bfloat16(device))
+    half = wanted == "bfloat16" or (wanted == "auto" and weight.dtype == torch.float32 and quick_bfloat16(device))
     return partial(torch.autocast, device, torch.bfloat16, enabled=half)
 
 
-def _quick_bfloat16(device: str) -> bool:
+def quick_bfloat16(device: str) -> bool:
+    """Does a device of that type multiply numbers of bfloat16 faster than of float32?"""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     can = torch.cpu.get_capabilities()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import moeify
 import zoo_huggingface
 from cli.tiny_models import HIDDEN, NEURONS, deep_stack, example, stack, wide_stack
+from data.small_tokenizers import byte_level
 from frontend.exported_traps import TRAPS, write_archive
 from frontend.pickle_traps import save_pickle
 from frontend.tiny_adapter import adapt
@@ -78,6 +79,16 @@ def _llama(path: Path) -> None:
         torch.manual_seed(0)
         model: Any = zoo_huggingface.build("llama")
         model.save_pretrained(path)
+
+
+def _writer(path: Path) -> None:
+    """A decoder with a tokenizer."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tiny: Any = zoo_huggingface.build("llama")
+        model: Any = type(tiny)(type(tiny.config)(**{**tiny.config.to_dict(), "vocab_size": 400, "eos_token_id": 0}))
+    model.save_pretrained(path)
+    byte_level().save_pretrained(path)
 
 
 def _nan_llama(path: Path) -> None:
@@ -191,6 +202,7 @@ FILES: Mapping[str, Callable[[Path], Any]] = MappingProxyType(
         "garbage.onnx": _bytes(b"\x00\x01\x02" * 50),
         "empty.onnx": _bytes(b""),
         "llama": _llama,
+        "writer": _writer,
         "broken-llama": _broken_llama,
         "cut-llama": _cut_llama,
         "empty-folder": Path.mkdir,

@@ -70,6 +70,25 @@ def test_a_dry_run_foresees_what_the_conversion_does(moeify: Run) -> None:
     assert planned["active_fraction"] == done["active_fraction"] <= 0.7
 
 
+def test_calibration_data_of_several_sources_are_mixed(moeify: Run, tmp_path: Path) -> None:
+    line = f"{CONVERT} --recipe markers --top-k 2 --calibrate rows.pt --calibrate cli.tiny_models:batches"
+    assert moeify(f"{line} --dry-run").code == 0
+    assert not (tmp_path / "out").exists()
+    said = moeify(f"{line} -o out --json").data["data"]
+    assert (said["kind"], said["name"], said["digest"]) == ("mixed", "rows.pt + cli.tiny_models:batches", None)
+    assert [part["name"] for part in said["sources"]] == ["rows.pt", "cli.tiny_models:batches"]
+    assert all(part["tokens"] > 0 for part in said["sources"])
+
+
+@pytest.mark.parametrize("more", ["", "--dry-run"])
+def test_a_second_source_that_cannot_be_read_is_one_error_and_leaves_nothing(more: str, moeify: Run, tmp_path: Path) -> None:
+    done = moeify(f"{CONVERT} -o out --recipe markers --top-k 2 --calibrate rows.pt --calibrate garbage.bin {more}")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("moeify: error: garbage.bin: holds no data that moeify reads")
+    assert done.err.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == ["garbage.bin", "model.pt", "rows.pt"]
+
+
 def test_options_of_the_command_reach_the_recipe_that_the_folder_carries(moeify: Run, tmp_path: Path) -> None:
     options = "--top-k 3 --layers last-half --tokens 64 --seed 5 --set cluster-neurons.by=random --set match-dense.tokens=32"
     assert moeify(f"{CONVERT} -o out --calibrate rows.pt {options}").code == 0

@@ -25,6 +25,7 @@ CONVERSIONS = {
     "on the converted prefix": MARKERS,
     "on the dense prefix": f"{MARKERS} --set each-layer.prefix=dense",
     "some layers": f"{MARKERS} --layers every:2",
+    "on two sources": f"{MARKERS} --calibrate cli.tiny_models:batches",
     "with ONNX": f"{MARKERS} --export onnx",
     "copies with new weights": f"convert deep.pt -o out {DEEP} --recipe drop-upcycle --experts 3",
     "aligned": f"{MARKERS} --align steps=40,tokens=8,learning_rate=0.05",
@@ -95,9 +96,10 @@ CHANGED = [
     ("another recipe", "--recipe markers", "--recipe random", "recipe and calibration data"),
     ("another option", "--top-k 2", "--top-k 1", "recipe"),
     ("another seed", "--top-k 2", "--top-k 2 --seed 3", "recipe"),
-    ("another alignment", "--top-k 2", "--top-k 2 --align steps=4", "alignment"),
+    ("another alignment", "--top-k 2", "--top-k 2 --align steps=4", "alignment and calibration data"),
     ("another dtype", "--top-k 2", "--top-k 2 --dtype bf16", "example and number type and device"),
     ("other data", "cli.tiny_models:batches", "rows.pt", "calibration data"),
+    ("more data", "--top-k 2", "--top-k 2 --calibrate rows.pt", "calibration data"),
     ("another model", "convert deep.pt", "convert shallow.pt", "model"),
 ]
 

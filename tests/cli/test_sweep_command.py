@@ -26,6 +26,17 @@ def test_a_sweep_is_a_table_and_files(moeify: Run, tmp_path: Path) -> None:
     assert [row["recipe"] for row in again.data["rows"]] == ["static", "thor"]
 
 
+def test_a_sweep_calibrates_on_several_sources(moeify: Run) -> None:
+    line = f"{SWEEP} --recipes static --active 0.5"
+    one, two = moeify(line), moeify(f"{line} --calibrate cli.tiny_models:batches")
+    assert (one.code, two.code) == (0, 0)
+    assert "measured by an earlier run" not in two.err
+    assert "1 rows were measured by an earlier run" in moeify(line).err
+    wrong = moeify(f"{line} --calibrate absent.txt")
+    assert (wrong.code, wrong.err.count("\n")) == (1, 1)
+    assert "absent.txt: no such file" in wrong.err
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

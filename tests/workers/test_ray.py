@@ -49,6 +49,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "best": {"recipe": "best", "active": 0.5, "settings": DENSE | {"cluster-neurons.experts": 8}, "tokens": 100},
     "llama-moe": {"recipe": "llama-moe", "experts": 4, "top_k": 2, "tokens": 100},
     "emoe": {"recipe": "emoe", "experts": 4, "top_k": 2, "calibrate": None},
+    "d2dmoe": {"recipe": "d2dmoe", "experts": 4, "calibrate": ["cli.tiny_models:batches", "cli.tiny_models:batches"]},
 }
 
 
