@@ -17,7 +17,11 @@ def calibration(folder: Path) -> Path:
 def own_text() -> Path:
     """What SmolLM2 itself wrote: `moeify write`, 16,384 tokens."""
     name = "own-text.jsonl"
-    return cached("smollm2-own-text", lambda folder: moeify.write_text(real_models.smollm2(), folder / name)) / name
+
+    def write(folder: Path) -> None:
+        moeify.write_text(real_models.smollm2(), folder / name)
+
+    return cached("smollm2-own-text", write) / name
 
 
 def same_kind(folder: Path) -> Path:
