@@ -14,7 +14,7 @@ from typing import Any
 
 import moeify
 import real_models
-from benchmarks.quality.texts import JUDGED, calibration, own_text
+from benchmarks.quality.texts import JUDGED, calibration, with_own_text
 from benchmarks.rows import arguments, machine, show
 from moeify.data.open_data import open_data
 from moeify.frontend.load_model import load_model
@@ -45,7 +45,7 @@ def measured(
             started, wall = time.process_time(), time.perf_counter()
             done = moeify.convert(
                 real_models.smollm2(), recipe=recipe, active=active, tokens=tokens,
-                calibrate=[calibration(folder), own_text()] if own else calibration(folder),
+                calibrate=with_own_text(folder) if own else calibration(folder),
                 settings=[parse_setting(text) for text in settings],
                 align=moeify.Alignment.parse(align) if align else None,
             )  # fmt: skip

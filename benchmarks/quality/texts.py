@@ -14,6 +14,12 @@ def calibration(folder: Path) -> Path:
     return _written(folder / "calibration.txt", [article[:6000] for article in _articles()[1::2]])
 
 
+def with_own_text(folder: Path) -> list[Path]:
+    """The same, cut to leave room for what the model itself wrote among 65,536 tokens, and that."""
+    text = calibration(folder).read_text("utf-8")[:220_000]
+    return [_written(folder / "calibration-cut.txt", [text]), own_text()]
+
+
 def own_text() -> Path:
     """What SmolLM2 itself wrote: `moeify write`, 16,384 tokens."""
     name = "own-text.jsonl"
