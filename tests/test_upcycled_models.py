@@ -201,7 +201,7 @@ def test_alignment_leaves_the_core_as_it_is() -> None:
     with torch.no_grad():
         dense.get_parameter("0.inner.0.weight").mul_(1.5)
     before = {name: value.clone() for name, value in done.model.state_dict().items()}
-    how = moeify.Alignment(minutes=None, steps=5, tokens=4, learning_rate=0.05)
+    how = moeify.Alignment(minutes=None, steps=20, tokens=4, learning_rate=0.02)
     align(done.model, dense, [(values(6, *example_of(zoo).shape[1:], seed=seed),) for seed in range(5)], how)
     changed = {name.split(".")[2] for name, value in done.model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"lora"}

@@ -2,7 +2,7 @@
 
 PYTHONPATH=examples python -m benchmarks.quality.table
 
-Perplexity / dense perplexity on the same tokens of each text, and `best` of as many calibration tokens / this recipe on those
+Perplexity / dense perplexity on the same tokens of each text, and `best` on the same calibration text / this recipe on those
 that both were judged on, each with the 95 % interval of a paired bootstrap (scipy, percentile) over stretches of text. Of two
 rows alike the later counts.
 """
@@ -36,8 +36,8 @@ def tables(rows: Iterable[Row]) -> str:
     [*_, dense] = [row for row in found if row["recipe"] == "dense"]
     latest = {_key(row): row for row in found if row["recipe"] != "dense"}
     parts = []
-    for how in sorted({key[2] for key in latest}):
-        chosen = [row for key, row in latest.items() if key[2] == how]
+    for how in sorted({key[0] for key in latest}):
+        chosen = [row for key, row in latest.items() if key[0] == how]
         title = f"**Aligned, {how}**" if how else "**Without training**"
         parts.append(f"{title}\n\n{_table(chosen, dense)}")
     return "\n\n".join(parts)
@@ -56,11 +56,14 @@ def _table(rows: list[Row], dense: Row) -> str:
     for title in JUDGED:
         heads += [title, "`best` / this"]
     lines = ["| " + " | ".join([*heads, "measured active", "CPU s", "commit"]) + " |", "| --- " * (len(heads) + 3) + "|"]
-    for row in sorted(rows, key=_order):
-        tokens = row["calibration tokens"]
-        rivals = [r for r in rows if _key(r) == (row["active"], "best", _key(row)[2], (), tokens, _own(row))]
-        lines.append(_line(row, dense, rivals[0] if rivals else None))
+    lines += [_line(row, dense, _best_beside(row, rows)) for row in sorted(rows, key=_order)]
     return "\n".join(lines)
+
+
+def _best_beside(row: Row, rows: list[Row]) -> Row | None:
+    """`best` on the same calibration text, aligned alike: with its own settings, or else as it was measured last."""
+    alike = [r for r in rows if r["recipe"] == "best" and _terms(r) == _terms(row)]
+    return next((r for r in alike if not r["settings"]), alike[-1] if alike else None)
 
 
 def _line(row: Row, dense: Row, best: Row | None) -> str:
@@ -94,9 +97,13 @@ def _own(row: Row) -> bool:
     return bool(row.get("own text"))
 
 
-def _key(row: Row) -> tuple[float, str, str, tuple[str, ...], int, bool]:
-    how = (row.get("aligned") or {}).get("how", "")
-    return row["active"], row["recipe"], how, tuple(row["settings"]), row["calibration tokens"], _own(row)
+def _terms(row: Row) -> tuple[str, float, int, bool]:
+    """On what terms it was measured: how it was aligned, the budget, tokens of calibration, and whether with own text."""
+    return (row.get("aligned") or {}).get("how", ""), row["active"], row["calibration tokens"], _own(row)
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return *_terms(row), row["recipe"], tuple(row["settings"])
 
 
 def _order(row: Row) -> tuple[float, bool, str, int, bool]:
