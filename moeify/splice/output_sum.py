@@ -12,19 +12,9 @@ from moeify.frontend.match import Call
 
 #: What hands tokens on in their order, in another shape or float type (dropouts do so in eval mode).
 _AS_THEY_ARE = {
-    "view",
-    "reshape",
-    "_unsafe_view",
-    "unflatten",
-    "flatten",
-    "to",
-    "_to_copy",
-    "contiguous",
-    "clone",
-    "alias",
-    "detach",
+    "view", "reshape", "_unsafe_view", "unflatten", "flatten", "to", "_to_copy", "contiguous", "clone", "alias", "detach",
     "dropout",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
