@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from data.small_tokenizers import TEXT, byte_level
 from moeify.data.data_set import DataSet, batch_tokens
@@ -28,8 +29,14 @@ def source(number: int, rows: list[int]) -> DataSet:
     return open_data(batches)
 
 
+def ids(batch: Batch) -> Tensor:
+    assert isinstance(batch, dict)
+    found: Tensor = batch["input_ids"]
+    return found
+
+
 def marks(batches: Iterable[Batch]) -> list[int]:
-    return [int(batch["input_ids"][0, 0]) for batch in batches]  # type: ignore[call-overload]  # named
+    return [int(ids(batch)[0, 0]) for batch in batches]
 
 
 ROWS = st.lists(st.integers(1, 5), min_size=1, max_size=6)
@@ -71,7 +78,7 @@ def texts(tmp_path: Path) -> list[Path]:
 
 
 def content(data: DataSet) -> list[list[list[int]]]:
-    return [batch["input_ids"].tolist() for batch in data]  # type: ignore[call-overload]  # named
+    return [ids(batch).tolist() for batch in data]
 
 
 def test_texts_are_mixed_and_a_shorter_one_ends(texts: list[Path]) -> None:
