@@ -14,7 +14,7 @@ from typing import Any
 
 import moeify
 import real_models
-from benchmarks.quality.texts import JUDGED, calibration, with_own_text
+from benchmarks.quality.texts import JUDGED, calibration, for_alignment, with_own_text
 from benchmarks.rows import arguments, machine, show
 from moeify.data.open_data import open_data
 from moeify.frontend.load_model import load_model
@@ -29,7 +29,7 @@ def measured(
     recipe: str, active: float, tokens: int, judged: int, settings: list[str], align: str, own: bool
 ) -> dict[str, Any]:
     """One row: what was asked, what the conversion took, and the perplexities. recipe "dense": the model as it is. align: as
-    of `moeify convert`, on all of the calibration text. own: calibrate on text that the model wrote, too."""
+    of `moeify convert`, on all of the calibration text. own: calibrate on text that the model wrote, too, and align on more."""
     row: dict[str, Any] = {
         "benchmark": "quality",
         "model": "SmolLM2-135M",
@@ -48,6 +48,7 @@ def measured(
                 calibrate=with_own_text(folder) if own else calibration(folder),
                 settings=[parse_setting(text) for text in settings],
                 align=moeify.Alignment.parse(align) if align else None,
+                align_on=for_alignment() if align and own else None,
             )  # fmt: skip
             row |= {
                 "active": active,

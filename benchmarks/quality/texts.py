@@ -30,6 +30,18 @@ def own_text() -> Path:
     return cached("smollm2-own-text", write) / name
 
 
+def for_alignment() -> list[Path]:
+    """More that it wrote, 114,688 tokens, for an alignment alone."""
+    seeds = (1, 2)
+
+    def write(folder: Path) -> None:
+        for seed in seeds:
+            moeify.write_text(real_models.smollm2(), folder / f"{seed}.jsonl", tokens=57_344, seed=seed)
+
+    folder = cached("smollm2-text-for-alignment", write)
+    return [folder / f"{seed}.jsonl" for seed in seeds]
+
+
 def same_kind(folder: Path) -> Path:
     """The other articles."""
     return _written(folder / "same-kind.txt", [article[:6000] for article in _articles()[::2]])

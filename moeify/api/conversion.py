@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from moeify.api.aligning import align_converted, dense_opener
+from moeify.api.aligning import align_converted, dense_opener, opened
 from moeify.api.arguments import Data, Example, Factory, Source, check_output
 from moeify.api.ending import check_ending, holds_whole
 from moeify.api.models import save
 from moeify.api.planning import Ready, prepare, registry
 from moeify.api.spreading import check_spread, spread
 from moeify.data.calls import batches_digest
-from moeify.data.heap import large_blocks_apart
+from moeify.data.data_set import DataSet
 from moeify.errors import ConversionError, UsageError
 from moeify.export.folder import package_versions
 from moeify.export.journal import Journal, journal_beside
 from moeify.pipeline.configure import Settings, configure
 from moeify.pipeline.context import Progress, no_progress
+from moeify.pipeline.memory import frugality
 from moeify.pipeline.plan import Plan
 from moeify.pipeline.recipe import Recipe
 from moeify.pipeline.report import Report
@@ -58,6 +59,7 @@ def convert(
     calibrate: Data | None = None,
     tokens: int | None = None,
     align: Alignment | None = None,
+    align_on: Data | None = None,
     settings: Settings = (),
     factory: Factory | None = None,
     example: Example | None = None,
@@ -78,10 +80,11 @@ def convert(
     A module in memory is rewritten in place. recipe: a preset's name, a TOML file or a Recipe; experts, top_k, active (the
     largest active fraction of each FFN), layers, tokens, seed and settings change its options. calibrate: data that passes
     may look at, several files or names in a list are mixed; without it the conversion goes by the weights alone. align: trains
-    the experts at the end towards what the dense model says to the calibration data (`moeify.Alignment(minutes=10)`). output: a
-    folder that appears whole or not at all; `force` allows replacing one. export: "torch" (always there), "onnx"
-    (OUTPUT/model.onnx) and "hf" (OUTPUT/hf, a stock checkpoint). resume: go on after the last layer that a run of the same
-    conversion had finished when it was ended early, if there was one; the result is the same. allow_pickle: unpickles a module
+    the experts at the end towards what the dense model says to the calibration data (`moeify.Alignment(minutes=10)`), and to
+    those of align_on, which no pass looks at. output: a folder that appears whole or not at all; `force` allows replacing one.
+    export: "torch" (always there), "onnx" (OUTPUT/model.onnx) and "hf" (OUTPUT/hf, a stock checkpoint). resume: go on after the
+    last layer that a run of the same conversion had finished when it was ended early, if there was one; the result is the same.
+    allow_pickle: unpickles a module
     of other classes than torch.nn's, which runs what the file says.
     workers: so many processes on this machine share what can be split (docs/many-machines.md); cluster: those of a cluster of
     Ray do, by its address as ray.init takes it. The result is that of one process on one thread.
@@ -93,7 +96,7 @@ def convert(
     plan = configure(
         recipe, experts=experts, top_k=top_k, active=active, layers=layers, tokens=tokens, settings=settings, seed=seed
     )
-    check_ending(source, output, calibrate, align, export, dtype=dtype, device=device)
+    check_ending(source, output, calibrate, align, align_on, export, dtype=dtype, device=device)
     check_spread(workers, cluster, source, plan, calibrate, factory=factory, device=device)
     if output is not None:
         check_output(Path(output), source, force=force)
@@ -110,24 +113,23 @@ def convert(
             check_source(ready.graph.model)
         if planned is not None:
             planned(ready.plan)
+        more = None if align_on is None else opened(align_on, ready.host)
         if journal is not None:
-            journal.begin(_key(ready, plan, align, dtype, device), resume=resume)
+            journal.begin(_key(ready, plan, align, more, dtype, device), resume=resume)
             ready.host.shelf = journal.folder
         graph = ready.graph
         dense = dense_opener(source, align, factory=factory, dtype=dtype, device=device, allow_pickle=allow_pickle)
-        with (
-            nullcontext() if journal is None else large_blocks_apart(),
-            spread(workers, cluster, source, ready, factory=factory, dtype=dtype, allow_pickle=allow_pickle) as others,
-        ):
-            report = ready.pipeline.run(
-                graph, ready.data, seed=plan.seed, progress=progress, finished=journal, checkpoint=ready.checkpoints.open,
-                workers=others,
-            )  # fmt: skip
-        report = replace(report, notes=(*ready.notes, *report.notes), data=ready.describe_data())
-        _check_runs(ready.host)
-        if align is not None and calibrate is not None:
-            state = None if journal is None else journal.alignment
-            report = align_converted(ready.host, report, align, calibrate, dense, state=state, progress=progress)
+        with frugality(ready.plan.peak_memory, streamed=journal is not None):
+            with spread(workers, cluster, source, ready, factory=factory, dtype=dtype, allow_pickle=allow_pickle) as others:
+                report = ready.pipeline.run(
+                    graph, ready.data, seed=plan.seed, progress=progress, finished=journal,
+                    checkpoint=ready.checkpoints.open, workers=others,
+                )  # fmt: skip
+            report = replace(report, notes=(*ready.notes, *report.notes), data=ready.describe_data())
+            _check_runs(ready.host)
+            if align is not None and calibrate is not None:
+                state = None if journal is None else journal.alignment
+                report = align_converted(ready.host, report, align, calibrate, more, dense, state=state, progress=progress)
         folder = None
         if output is not None:
             explicit = plan.explicit(registry())
@@ -147,13 +149,14 @@ def _journal(source: Source, output: str | Path | None, *, resume: bool) -> Iter
         yield journal
 
 
-def _key(ready: Ready, plan: Recipe, align: Alignment | None, dtype: str, device: str) -> dict[str, Any]:
+def _key(ready: Ready, plan: Recipe, align: Alignment | None, more: DataSet | None, dtype: str, device: str) -> dict[str, Any]:
     """All that the finished layers depend on."""
     return {
         "model": asdict(ready.host.loaded.source),
         "recipe": plan.explicit(registry()).to_toml(),
         "alignment": None if align is None else asdict(align),
         "calibration data": ready.identify_data(),
+        "alignment data": None if more is None else more.identity(),
         "example": batches_digest([ready.host.example]),
         "number type and device": [dtype, device],
         "other checkpoints": ready.checkpoints.digests,

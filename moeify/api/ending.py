@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def check_ending(
-    source: Source, output: str | Path | None, calibrate: Data | None, align: Alignment | None, export: Sequence[str], *,
-    dtype: str, device: str,
+    source: Source, output: str | Path | None, calibrate: Data | None, align: Alignment | None, align_on: Data | None,
+    export: Sequence[str], *, dtype: str, device: str,
 ) -> None:  # fmt: skip
     """Raises UsageError for exports that cannot be made of such a model or have no folder to go to, an alignment without data,
-    and for what an ONNX file cannot be followed by; MissingExtraError where a package is absent."""
+    data without one, and for what an ONNX file cannot be followed by; MissingExtraError where a package is absent."""
     check_exports(export, output, dtype=dtype, device=device)
-    check_alignment(align, calibrate)
+    check_alignment(align, calibrate, align_on)
     if is_onnx(source):
         check_onnx_output(align, export)
 

@@ -81,13 +81,14 @@ def plan(
     device: str = "cpu",
     allow_pickle: bool = False,
     align: Alignment | None = None,
+    align_on: Data | None = None,
     export: Sequence[str] = ("torch",),
 ) -> Plan:
     """What `convert` to a folder with the same options would do, without doing it, and without reading weights where it can.
 
     Raises what `convert` raises before it computes, but for what is wrong with weights that were not read.
     """
-    check_ending(source, "", calibrate, align, export, dtype=dtype, device=device)
+    check_ending(source, "", calibrate, align, align_on, export, dtype=dtype, device=device)
     wanted = configure(
         recipe, experts=experts, top_k=top_k, active=active, layers=layers, tokens=tokens, settings=settings, seed=seed
     )

@@ -58,6 +58,10 @@ def convert(
         str | None,
         typer.Option(metavar="minutes=N", help="Train the experts so long towards the dense model, on the calibration data."),
     ] = None,
+    align_on: Annotated[
+        list[str] | None,
+        typer.Option("--align-on", metavar="FILE|PKG.MOD:CALLABLE", help="More data for --align alone; may be repeated."),
+    ] = None,
     factory: Factory = None,
     example: Example = None,
     export: Annotated[str, typer.Option(metavar="torch,onnx,hf", help="What the output folder holds.")] = "torch",
@@ -102,6 +106,7 @@ def convert(
         }  # fmt: skip
         options["export"] = [name.strip() for name in export.split(",")]
         options["align"] = None if align is None else Alignment.parse(align)
+        options["align_on"] = align_on or None
         if dry_run:
             planned = api.plan(model, **options)
         else:

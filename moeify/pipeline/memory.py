@@ -1,15 +1,19 @@
-"""Whether a converted model can fit where it is to be made."""
+"""Whether a converted model can fit where it is to be made, and how sparing with memory its making has to be."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
+from moeify.data.heap import blocks_kept, large_blocks_apart
 from moeify.errors import UsageError
 
 #: Where Linux says what a container may use; "max" is no limit.
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+#: Memory is plenty where it is so many times what is thought to be needed.
+_PLENTY = 16
 
 
 def check_memory(weights: int, device: str, of: str = "") -> None:
@@ -30,3 +34,12 @@ def machine_memory() -> int | None:
     with suppress(OSError, ValueError):
         found.append(int(_LIMIT.read_text("ascii")))
     return min((size for size in found if size > 0), default=None)
+
+
+def frugality(peak: int, *, streamed: bool) -> AbstractContextManager[None]:
+    """How freed memory is treated by work that is thought to need `peak` bytes: kept for what comes next where the machine has
+    plenty, which is faster; given back at once where the weights stay in files for the sake of memory; else as ever."""
+    whole = machine_memory()
+    if whole is not None and _PLENTY * peak <= whole:
+        return blocks_kept()
+    return large_blocks_apart() if streamed else nullcontext()
