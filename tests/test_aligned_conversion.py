@@ -10,7 +10,7 @@ import torch
 
 import moeify
 from converted import distance, main_output
-from moeify.errors import UsageError
+from moeify.errors import InputError, UsageError
 from moeify.export.onnx.exporting import export_onnx
 from zoo import ZOO, ids
 
@@ -65,6 +65,30 @@ def test_an_alignment_reads_all_sources(data: Path, tmp_path: Path) -> None:
     assert done.report.data is not None
     assert done.report.data["name"] == "ids.pt + more.pt"
     assert any(note.startswith("aligned with the dense model in 24 steps on 144 rows") for note in done.report.notes)
+
+
+def test_more_data_for_the_alignment_leaves_the_conversion_as_it_is(data: Path, tmp_path: Path) -> None:
+    torch.save({"input_ids": ids(80, 16).flip(1)}, tmp_path / "more.pt")
+    options = {"example": {"input_ids": ids()}, "recipe": "markers", "experts": 4, "top_k": 1, "calibrate": data, "align": HOW}
+    plain, done = (
+        moeify.convert(ZOO["llama"]().model, align_on=more, **options)  # type: ignore[arg-type]  # each fits
+        for more in (None, tmp_path / "more.pt")
+    )
+    assert plain.report.aligned is not None
+    assert done.report.aligned is not None
+    assert (plain.report.aligned["rows"], done.report.aligned["rows"]) == (72, 144)
+    assert (plain.report.aligned["held_out"], done.report.aligned["held_out"]) == (8, 16)
+    assert done.report.data is not None
+    assert done.report.data["name"] == "ids.pt"
+
+
+def test_more_data_want_an_alignment_and_are_looked_at_before_anything_is_read(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match="--align-on is more text for an alignment, and there is none: give --align minutes=10"
+    ):
+        moeify.convert(tmp_path / "not read", tmp_path / "out", calibrate=data, align_on=data)
+    with pytest.raises(InputError, match=r"absent\.txt"):
+        moeify.convert(tmp_path / "not read", tmp_path / "out", calibrate=data, align=HOW, align_on=tmp_path / "absent.txt")
 
 
 def test_without_data_there_is_nothing_to_align_on(tmp_path: Path) -> None:

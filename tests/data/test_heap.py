@@ -55,3 +55,34 @@ def test_what_the_user_has_set_stays() -> None:
     inside, afterwards = given_back(MALLOC_MMAP_THRESHOLD_=str(32 << 20))
     assert inside < 20
     assert afterwards < 20
+
+
+#: Fills a block again and again, as a layer's temporaries are, and prints how many pages were new each time on average.
+REFILL = """
+import resource, runpy, sys
+
+heap = runpy.run_path(sys.argv[1])
+
+def faults(size):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        block = bytearray(size)
+        for i in range(0, size, 4096):
+            block[i] = 1
+        del block
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 8 * 4096 / size
+
+with heap["blocks_kept"]():
+    bytearray(64 << 20)
+    heap["close_holes"]()
+    print(max(faults(size << 20) for size in (2, 40, 60)))
+print(faults(40 << 20))
+"""
+
+
+def test_kept_blocks_are_used_again_until_the_end() -> None:
+    command = [sys.executable, "-c", REFILL, heap.__file__]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    inside, afterwards = map(float, run.stdout.split())
+    assert inside < 0.2, "all but the first time the pages are there"
+    assert afterwards > 0.9

@@ -158,6 +158,16 @@ def test_the_first_rows_of_several_batches_are_looked_at() -> None:
     assert [batch[0].shape for batch in floats] == [(1, 3)] * 4  # type: ignore[index]  # tuples
 
 
+def test_long_rows_of_tokens_are_cut_so_that_several_texts_are_looked_at() -> None:
+    long = {"input_ids": torch.arange(1200).view(2, 600), "attention_mask": torch.ones(2, 600, dtype=torch.bool)}
+    rows = list(_rows([long] * 9, 256))
+    assert [{name: list(t.shape) for name, t in row.items()} for row in rows] == [  # type: ignore[union-attr]  # dicts
+        {"input_ids": [1, 128], "attention_mask": [1, 128]}
+    ] * 2
+    [whole] = _rows([long | {"pixels": torch.ones(2, 600, 3)}] * 9, 256)
+    assert whole["input_ids"].shape == (1, 600), "what else there is may belong to every token"  # type: ignore[call-overload]  # a dict
+
+
 def test_an_output_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = graph_of(*SITES)
     monkeypatch.setattr(graph.host, "effects", lambda *_: [1.0, float("nan"), 1.0, 1.0])

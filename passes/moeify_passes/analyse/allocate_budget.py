@@ -17,6 +17,9 @@ from moeify_passes.shares.exponential_errors import ExponentialErrors
 from moeify_passes.shares.share_rule import divided
 from moeify_passes.shares.uniform_shares import UniformShares
 
+#: Tokens of one text.
+_LENGTH = 128
+
 
 @dataclass(frozen=True)
 class AllocateBudget:
@@ -62,10 +65,11 @@ class AllocateBudget:
 
 
 def _rows(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
-    """The first row of each batch until that makes so many tokens: elements of the first tensor of whole numbers, else rows."""
+    """The beginning of the first row of each batch until that makes so many tokens: elements of the first tensor of whole
+    numbers, else rows."""
     seen = 0
     for batch in batches:
-        row = _first_row(batch)
+        row = _beginning(batch)
         ids = [t for t in _tensors(row) if not t.dtype.is_floating_point]
         seen += max(ids[0].numel() if ids else 1, 1)
         yield row
@@ -73,11 +77,15 @@ def _rows(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
             return
 
 
-def _first_row(batch: Batch) -> Batch:
+def _beginning(batch: Batch) -> Batch:
+    """The first row, cut where it is tokens and nothing else: more texts tell more than longer ones."""
     rows = next((len(t) for t in _tensors(batch) if t.ndim), 0)
+    cut = all(t.ndim == 2 and not t.dtype.is_floating_point for t in _tensors(batch))
 
     def first(value: Any) -> Any:
-        return value[:1] if isinstance(value, Tensor) and value.ndim and len(value) == rows else value
+        if not (isinstance(value, Tensor) and value.ndim and len(value) == rows):
+            return value
+        return value[:1, :_LENGTH] if cut else value[:1]
 
     return {name: first(value) for name, value in batch.items()} if isinstance(batch, dict) else tuple(map(first, batch))
 
