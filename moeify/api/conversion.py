@@ -119,7 +119,7 @@ def convert(
             ready.host.shelf = journal.folder
         graph = ready.graph
         dense = dense_opener(source, align, factory=factory, dtype=dtype, device=device, allow_pickle=allow_pickle)
-        with frugality(ready.plan.peak_memory, streamed=journal is not None):
+        with frugality(ready.plan.weights, ready.plan.peak_memory, streamed=journal is not None):
             with spread(workers, cluster, source, ready, factory=factory, dtype=dtype, allow_pickle=allow_pickle) as others:
                 report = ready.pipeline.run(
                     graph, ready.data, seed=plan.seed, progress=progress, finished=journal,

@@ -12,8 +12,9 @@ from moeify.errors import UsageError
 #: Where Linux says what a container may use; "max" is no limit.
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 
-#: Memory is plenty where it is so many times what is thought to be needed.
-_PLENTY = 16
+#: Memory is plenty where it is so many times what the model's weights take, and so many times what a conversion is thought to
+#: take beside those that stay in their files.
+_WEIGHTS, _PEAKS = 16, 4
 
 
 def check_memory(weights: int, device: str, of: str = "") -> None:
@@ -36,10 +37,10 @@ def machine_memory() -> int | None:
     return min((size for size in found if size > 0), default=None)
 
 
-def frugality(peak: int, *, streamed: bool) -> AbstractContextManager[None]:
-    """How freed memory is treated by work that is thought to need `peak` bytes: kept for what comes next where the machine has
-    plenty, which is faster; given back at once where the weights stay in files for the sake of memory; else as ever."""
+def frugality(weights: int, peak: int, *, streamed: bool) -> AbstractContextManager[None]:
+    """How freed memory is treated by a conversion to weights of so many bytes that is thought to need `peak`: kept for what
+    comes next where the machine has plenty, which is faster; given back at once where weights stay in files; else as ever."""
     whole = machine_memory()
-    if whole is not None and _PLENTY * peak <= whole:
+    if whole is not None and max(_WEIGHTS * weights, _PEAKS * peak) <= whole:
         return blocks_kept()
     return large_blocks_apart() if streamed else nullcontext()

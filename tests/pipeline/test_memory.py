@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from unittest.mock import patch
 
 import pytest
 
@@ -11,6 +11,7 @@ from moeify.pipeline import memory
 from moeify.pipeline.memory import frugality
 
 
+@pytest.mark.parametrize(("weights", "peak"), [(100, 400), (100, 1), (1, 400)])
 @pytest.mark.parametrize(
     ("machine", "streamed", "wanted"),
     [
@@ -22,17 +23,20 @@ from moeify.pipeline.memory import frugality
     ],
 )
 def test_memory_is_kept_where_there_is_plenty_and_given_back_where_weights_are_streamed(
-    machine: int | None, streamed: bool, wanted: str
+    weights: int, peak: int, machine: int | None, streamed: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered = []
 
-    def enter(name: str) -> nullcontext[None]:
-        entered.append(name)
-        return nullcontext()
+    def noted(name: str) -> Callable[[], nullcontext[None]]:
+        def enter() -> nullcontext[None]:
+            entered.append(name)
+            return nullcontext()
 
-    names = ("blocks_kept", "large_blocks_apart")
-    with (
-        patch.multiple(memory, **{name: lambda name=name: enter(name) for name in names}, machine_memory=lambda: machine),
-        frugality(100, streamed=streamed),
-    ):
-        assert entered == ([] if wanted == "nothing" else [wanted])
+        return enter
+
+    with monkeypatch.context() as patch:
+        for name in ("blocks_kept", "large_blocks_apart"):
+            patch.setattr(memory, name, noted(name))
+        patch.setattr(memory, "machine_memory", lambda: machine)
+        with frugality(weights, peak, streamed=streamed):
+            assert entered == ([] if wanted == "nothing" else [wanted])

@@ -26,8 +26,8 @@ class AllocateBudget:
     """Gives more to layers whose errors do more to the model's output.
 
     active: the mean over layers, by their weights. by: what decides. tokens: of calibration data to look at, in the
-    beginnings of rows from several batches. least: no layer gets less than this part of `active`. whole: a layer that would get more than this fraction
-    stays dense.
+    beginnings of rows from several batches. least: no layer gets less than this part of `active`. whole: a layer that would get
+    more than this fraction stays dense.
     """
 
     active: float = 0.5
