@@ -2,7 +2,9 @@
 the process after imports, as JSON.
 
 python measure_conversion.py MODEL OUT [--text DATA --tokens 8192] [--recipe emoe] [--top-k 4] [--dtype fp32]
-    [--set PASS.OPTION=VALUE] [--resume]
+    [--set PASS.OPTION=VALUE] [--resume] [--sparing]
+
+--sparing: as on a machine that has no memory to spare for the model.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 import moeify
+from moeify.pipeline import memory
 
 #: What a conversion imports; loaded first, so that their own memory is not counted.
 IMPORTED = ("torch", "torch.export", "transformers", "accelerate", "safetensors.torch", "moeify.api", "moeify_passes")
@@ -43,9 +46,12 @@ def main() -> None:
     parser.add_argument("--dtype", default="fp32")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--sparing", action="store_true")
     options = parser.parse_args()
     for name in IMPORTED:
         importlib.import_module(name)
+    if options.sparing:
+        memory.machine_memory = lambda: None
     before, started, used = peak(), time.monotonic(), processor()
     data = {} if options.text is None else {"calibrate": options.text, "tokens": options.tokens}
     done = moeify.convert(
