@@ -164,6 +164,9 @@ def test_long_rows_of_tokens_are_cut_so_that_several_texts_are_looked_at() -> No
     assert [{name: list(t.shape) for name, t in row.items()} for row in rows] == [  # type: ignore[union-attr]  # dicts
         {"input_ids": [1, 128], "attention_mask": [1, 128]}
     ] * 2
+    late = long | {"attention_mask": torch.arange(1200).view(2, 600) % 600 >= 300}
+    [padded] = _rows([late] * 9, 256)
+    assert padded["input_ids"].shape == (1, 600), "its beginning may be padding"  # type: ignore[call-overload]  # a dict
     [whole] = _rows([long | {"pixels": torch.ones(2, 600, 3)}] * 9, 256)
     assert whole["input_ids"].shape == (1, 600), "what else there is may belong to every token"  # type: ignore[call-overload]  # a dict
 

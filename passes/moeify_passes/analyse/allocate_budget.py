@@ -78,9 +78,11 @@ def _rows(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
 
 
 def _beginning(batch: Batch) -> Batch:
-    """The first row, cut where it is tokens and nothing else: more texts tell more than longer ones."""
+    """The first row, cut where it is tokens and nothing else, none of them padding: more texts tell more than longer ones."""
     rows = next((len(t) for t in _tensors(batch) if t.ndim), 0)
-    cut = all(t.ndim == 2 and not t.dtype.is_floating_point for t in _tensors(batch))
+    named = batch.items() if isinstance(batch, dict) else ()
+    padded = any("mask" in name and isinstance(mask, Tensor) and not bool(mask[:1].all()) for name, mask in named)
+    cut = not padded and all(t.ndim == 2 and not t.dtype.is_floating_point for t in _tensors(batch))
 
     def first(value: Any) -> Any:
         if not (isinstance(value, Tensor) and value.ndim and len(value) == rows):
