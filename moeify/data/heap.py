@@ -27,7 +27,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 #: As much as mallopt takes: everything.
 _EVERYTHING = 2**31 - 1
 
-#: Is malloc, which is one for the whole process, inside `blocks_kept`?
+#: Does malloc, which is one for the whole process, keep everything, for each `blocks_kept` that it is inside of?
 _keeping: list[bool] = []
 
 #: What the user may have set: then nothing changes.
@@ -53,8 +53,8 @@ def blocks_kept() -> Iterator[None]:
     A temporary of 24 MiB is filled in a seventh of the time. The process holds the most that it ever had in use, and holes. The
     end, and who has set something else, are as in `large_blocks_apart`.
     """
-    with _set(large=_MOST, mappings=0, kept=_EVERYTHING):
-        _keeping.append(True)
+    with _set(large=_MOST, mappings=0, kept=_EVERYTHING) as set_so:
+        _keeping.append(set_so)
         try:
             yield
         finally:
@@ -64,21 +64,22 @@ def blocks_kept() -> Iterator[None]:
 
 def close_holes() -> None:
     """Gives back what lies free between the values that are kept; inside `blocks_kept` it stays."""
-    if not _keeping:
+    if not any(_keeping):
         with suppress(AttributeError, OSError):
             ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
 
 
 @contextmanager
-def _set(*, large: int, mappings: int, kept: int) -> Iterator[None]:
-    """large: bytes from which blocks are mapped, at most so many of them; kept: bytes that stay free at the heap's end."""
+def _set(*, large: int, mappings: int, kept: int) -> Iterator[bool]:
+    """large: bytes from which blocks are mapped, at most so many of them; kept: bytes that stay free at the heap's end. Gives
+    False, and sets nothing, where the user has chosen."""
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if any(name in os.environ for name in _CHOSEN) or any(name in tunables for name in _CHOSEN_TUNABLES):
-        yield
+        yield False
         return
     _tell(large, mappings, kept)
     try:
-        yield
+        yield True
     finally:
         _tell(_MOST, _MAPPINGS, 2 * _MOST)  # twice the size of a large block is what glibc keeps by itself
 

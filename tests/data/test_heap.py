@@ -75,14 +75,24 @@ def faults(size):
 with heap["blocks_kept"]():
     bytearray(64 << 20)
     heap["close_holes"]()
-    print(max(faults(size << 20) for size in (2, 40, 60)))
+    found = [faults(size << 20) for size in (2, 40, 60)]
+    print(max(found))
 print(faults(40 << 20))
 """
 
 
-def test_kept_blocks_are_used_again_until_the_end() -> None:
+def new_pages(**environment: str) -> list[float]:
+    """The part of a block's pages that were new, inside `blocks_kept` and after it."""
     command = [sys.executable, "-c", REFILL, heap.__file__]
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    inside, afterwards = map(float, run.stdout.split())
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **environment})
+    return [float(line) for line in run.stdout.split()]
+
+
+def test_kept_blocks_are_used_again_until_the_end() -> None:
+    inside, afterwards = new_pages()
     assert inside < 0.2, "all but the first time the pages are there"
     assert afterwards > 0.9
+
+
+def test_what_the_user_has_set_is_not_kept_either() -> None:
+    assert min(new_pages(MALLOC_MMAP_THRESHOLD_=str(1 << 20))) > 0.9

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from moeify.errors import ConversionError, UsageError
 from moeify.ir.facts import ActivationSample, Budget, FeedForwards
@@ -158,17 +159,23 @@ def test_the_first_rows_of_several_batches_are_looked_at() -> None:
     assert [batch[0].shape for batch in floats] == [(1, 3)] * 4  # type: ignore[index]  # tuples
 
 
+def shapes(batches: list[dict[str, Tensor]]) -> list[dict[str, list[int]]]:
+    """Those of the rows that are looked at for 256 tokens, by name."""
+    found = []
+    for row in _rows(batches, 256):
+        assert isinstance(row, dict)
+        found.append({name: list(t.shape) for name, t in row.items()})
+    return found
+
+
 def test_long_rows_of_tokens_are_cut_so_that_several_texts_are_looked_at() -> None:
     long = {"input_ids": torch.arange(1200).view(2, 600), "attention_mask": torch.ones(2, 600, dtype=torch.bool)}
-    rows = list(_rows([long] * 9, 256))
-    assert [{name: list(t.shape) for name, t in row.items()} for row in rows] == [  # type: ignore[union-attr]  # dicts
-        {"input_ids": [1, 128], "attention_mask": [1, 128]}
-    ] * 2
+    assert shapes([long] * 9) == [{"input_ids": [1, 128], "attention_mask": [1, 128]}] * 2
     late = long | {"attention_mask": torch.arange(1200).view(2, 600) % 600 >= 300}
-    [padded] = _rows([late] * 9, 256)
-    assert padded["input_ids"].shape == (1, 600), "its beginning may be padding"  # type: ignore[call-overload]  # a dict
-    [whole] = _rows([long | {"pixels": torch.ones(2, 600, 3)}] * 9, 256)
-    assert whole["input_ids"].shape == (1, 600), "what else there is may belong to every token"  # type: ignore[call-overload]  # a dict
+    [padded] = shapes([late] * 9)
+    assert padded["input_ids"] == [1, 600], "its beginning may be padding"
+    [whole] = shapes([long | {"pixels": torch.ones(2, 600, 3)}] * 9)
+    assert whole["input_ids"] == [1, 600], "what else there is may belong to every token"
 
 
 def test_an_output_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
