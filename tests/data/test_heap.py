@@ -38,11 +38,16 @@ for apart in (runpy.run_path(sys.argv[1])["large_blocks_apart"](), nullcontext()
 """
 
 
-def given_back(**environment: str) -> list[int]:
-    """MiB of 80 that went back when they were freed: inside `large_blocks_apart`, and after it."""
-    command = [sys.executable, "-c", WORK, heap.__file__]
+def printed(code: str, environment: dict[str, str]) -> list[float]:
+    """The numbers that the code prints in a process of its own, which is given the module's file."""
+    command = [sys.executable, "-c", code, heap.__file__]
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **environment})
-    return [int(line) for line in run.stdout.split()]
+    return [float(line) for line in run.stdout.split()]
+
+
+def given_back(**environment: str) -> list[float]:
+    """MiB of 80 that went back when they were freed: inside `large_blocks_apart`, and after it."""
+    return printed(WORK, environment)
 
 
 def test_large_blocks_go_back_when_they_are_freed() -> None:
@@ -83,9 +88,7 @@ print(faults(40 << 20))
 
 def new_pages(**environment: str) -> list[float]:
     """The part of a block's pages that were new, inside `blocks_kept` and after it."""
-    command = [sys.executable, "-c", REFILL, heap.__file__]
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **environment})
-    return [float(line) for line in run.stdout.split()]
+    return printed(REFILL, environment)
 
 
 def test_kept_blocks_are_used_again_until_the_end() -> None:
