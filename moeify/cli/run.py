@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from types import FrameType
+from collections.abc import Sequence
+from contextlib import suppress
 
 from moeify.cli.screen import Screen, forget, write
+from moeify.cli.signals import TerminatedError, last_signal, signals_raise
 from moeify.errors import MoeifyError, one_line
-
-
-class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM: ends the run just as Ctrl-C does, so that nothing half-written stays."""
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     screen = Screen(json="--json" in arguments, verbose="--verbose" in arguments or "-v" in arguments)
-    signals: list[KeyboardInterrupt] = []
     try:
-        with _signals_raise(signals):
+        with signals_raise():
             return _invoke(arguments)
     except BaseException as found:
-        # Others swallow it at times (torch, while it imports NumPy); what fails after that fails because of it.
-        error = signals[-1] if signals else found
+        error = last_signal() or found  # what fails after a signal that was swallowed fails because of it
         if BrokenPipeError in (type(error), type(error.__context__)):  # rich makes a SystemExit of it
             forget(screen.out)
             return 1
@@ -80,7 +72,7 @@ def _plainly(error: BaseException) -> tuple[str, int, str, str]:
     if (formatted := getattr(error, "format_message", None)) is not None:  # what typer's parser raises
         text = one_line(formatted())
         return "UsageError", 2, text, f"moeify: error: {text}"
-    if isinstance(error, _TerminatedError):
+    if isinstance(error, TerminatedError):
         return "Terminated", 143, "terminated", "moeify: terminated"
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted", 130, "interrupted", "moeify: interrupted"
@@ -92,22 +84,3 @@ def _plainly(error: BaseException) -> tuple[str, int, str, str]:
         return name, 1, text, f"moeify: error: {one_line(text)}"
     named = f"{name}: {text}" if text else name
     return name, 1, text or name, f"moeify: internal error: {named}; run again with --verbose for the traceback"
-
-
-@contextmanager
-def _signals_raise(caught: list[KeyboardInterrupt]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise, and are noted in `caught`."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        caught.append(KeyboardInterrupt() if number == signal.SIGINT else _TerminatedError())
-        raise caught[-1]
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -12,6 +12,7 @@ from typing import TextIO
 
 from moeify.cli.progress import Show, bars, lines
 from moeify.cli.screen import Screen
+from moeify.cli.signals import end_if_signalled
 
 _ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -35,11 +36,21 @@ def working(screen: Screen) -> Iterator[Show]:
         stack.callback(logging.disable, logging.root.manager.disable)
         logging.disable(logging.WARNING if screen.verbose else logging.CRITICAL)
         if screen.quiet:
-            yield _silent
+            yield _ending(_silent)
         elif screen.err.isatty() and not screen.verbose:
-            yield stack.enter_context(bars(screen.err))
+            yield _ending(stack.enter_context(bars(screen.err)))
         else:
-            yield lines(screen)
+            yield _ending(lines(screen))
+
+
+def _ending(show: Show) -> Show:
+    """`show`, at whose calls the run ends if a signal was swallowed before."""
+
+    def report(task: str, done: int, total: int | None) -> None:
+        end_if_signalled()
+        show(task, done, total)
+
+    return report
 
 
 class _Nowhere(io.StringIO):

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from moeify.frontend.trace_shapes import FREE_DIMS
 from moeify.frontend.trace_writes import without_writes
+from moeify.frontend.waiting_signals import signals_wait
 from moeify.ir.model_graph import Batch
 
 
@@ -25,10 +26,10 @@ def exported(model: nn.Module, example: Batch, free: bool) -> ExportedProgram:
     decomposing it costs twice the export. Otherwise `run_decompositions({})` does it and keeps `linear`. Either way
     node.meta["dropout"] holds the probability of a dropout that is idle in eval mode.
 
-    Raises what torch.export raises.
+    Ctrl-C waits until it is done. Raises what torch.export raises.
     """
     args, kwargs = (example, {}) if isinstance(example, tuple) else ((), example)
-    with quiet_export():
+    with quiet_export(), signals_wait():
         program = torch.export.export(
             model, args, kwargs, dynamic_shapes=_dynamic_shapes(example) if free else None, strict=False
         )

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cli.command_line import Outcome, arguments, environment, process
 from cli.small_files import write_files
 from cli.tiny_models import TINY
 from moeify import api
+from moeify.api import planning
 
 Run = Callable[[str], Outcome]
 
@@ -147,6 +149,24 @@ def test_a_signal_ends_a_run_even_where_someone_swallows_it(
     monkeypatch.setattr(api, "convert", signalled)
     assert moeify(CONVERT) == Outcome(code, "", line)
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_was_answered_with_something_else_ends_the_run_at_its_next_step(
+    moeify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch.export, whose error for free sizes is taken as a reason to try fixed ones."""
+
+    def answered(*args: Any, **kwargs: Any) -> Any:
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        return planning.prepare(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("moeify.api.conversion.prepare", answered)
+        assert moeify(CONVERT) == Outcome(130, "", "moeify: interrupted\n")
+    assert os.listdir(tmp_path) == ["model.pt"]
+    assert moeify(CONVERT).code == 0  # the signal of one run is none of the next
 
 
 def test_a_result_that_cannot_be_printed_is_said(moeify: Run, monkeypatch: pytest.MonkeyPatch) -> None:
