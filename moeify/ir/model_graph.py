@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -39,6 +39,23 @@ class GoalWalk(Walk, Protocol):
     def goals(self, site: FeedForward) -> Iterator[Tensor] | None:
         """For each batch of `inputs` what the FFN would have to say to them, [tokens, output], output bias included, for the
         sum that its output goes into (the residual stream) to be what it is in the dense model; None where there is none."""
+        ...
+
+
+#: The outputs of an FFN, float32 [tokens, output], for its inputs, float32 [tokens, hidden].
+StandIn = Callable[[Tensor], Tensor]
+
+
+class Trial(Protocol):
+    """The dense model, run as far as some site with other functions for the FFNs on the way. Stays as it is."""
+
+    def past(self, site: FeedForward, stand_in: StandIn) -> Trial:
+        """Behind the first call of a site further on, all calls of which are the stand-in's; FFNs between stay dense."""
+        ...
+
+    def distance(self, stand_ins: Mapping[str, StandIn]) -> float:
+        """How far the model's output is from the dense one with these for FFNs still to come, by site path, the others of them
+        dense: mean KL in nats for logits, else the squared relative error."""
         ...
 
 
@@ -89,6 +106,10 @@ class Host(Protocol):
     ) -> list[float]:
         """For each site, how far the dense model's output moves when normal noise of `size` times the norm of each token's
         output is added to the site's: mean KL in nats for logits, else the squared relative error. Sites in execution order."""
+        ...
+
+    def trials(self, batches: Iterable[Batch]) -> AbstractContextManager[Trial]:
+        """A trial that has come nowhere yet. Only before anything is spliced."""
         ...
 
     def splice(self, site: FeedForward, spec: MoESpec) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from moeify.frontend.match import Found, match
 from moeify.frontend.trace import Traced, trace
 from moeify.frontend.traced import live_tensor
 from moeify.ir.feed_forward import FeedForward, Refusal
-from moeify.ir.model_graph import Batch, Loss, OutputGradient, Walk
+from moeify.ir.model_graph import Batch, Loss, OutputGradient, Trial, Walk
 from moeify.ir.moe_spec import MoESpec
 from moeify.layers.moe_layer import MoELayer
 from moeify.splice.dense_model import DenseModel
@@ -25,6 +25,7 @@ from moeify.splice.effects import EffectWalk
 from moeify.splice.goal_walk import DenseBeside
 from moeify.splice.gradients import output_gradients
 from moeify.splice.shelf import shelved
+from moeify.splice.trial_walk import TrialWalk
 from moeify.splice.walk import GraphWalk
 
 #: Bytes: what is alive at a site stays in memory, for it is a batch or two.
@@ -102,6 +103,13 @@ class EagerHost:
         """`effects`, computed here; only: see `EffectWalk.effects`."""
         with EffectWalk(self.model, self.traced, self.found(), batches, None, UNBOUNDED) as walk:
             return walk.effects(sites, size, generator, only)
+
+    @contextmanager
+    def trials(self, batches: Iterable[Batch]) -> Iterator[Trial]:
+        if self.layers:
+            raise ConversionError("trials are of the dense model: ask for them before a layer is converted")
+        with TrialWalk(self.model, self.traced, self.found(), batches, None, UNBOUNDED) as walk:
+            yield walk.start
 
     def splice(self, site: FeedForward, spec: MoESpec) -> None:
         device = next(self.model.parameters()).device

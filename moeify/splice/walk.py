@@ -16,7 +16,6 @@ from moeify.frontend.trace import Traced
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.model_graph import Batch
 from moeify.layers.channels import OverChannels, features_last
-from moeify.layers.moe_layer import MoELayer
 from moeify.splice.output_sum import OutputSum, output_sum
 from moeify.splice.spill import SpilledList, Values
 from moeify.splice.token_masks import TokenMasks, decoder_nodes
@@ -37,7 +36,7 @@ class GraphWalk:
         traced: Traced,
         found: Found,
         batches: Iterable[Batch],
-        layers: Mapping[str, MoELayer] | None,
+        layers: Mapping[str, nn.Module] | None,
         memory: int,
     ) -> None:
         self._model = model
@@ -140,7 +139,7 @@ class GraphWalk:
             for done in self._leaving.get(i, ()):
                 values.pop(done.name, None)
 
-    def _converted(self) -> tuple[set[fx.Node], dict[fx.Node, tuple[Call, MoELayer]]]:
+    def _converted(self) -> tuple[set[fx.Node], dict[fx.Node, tuple[Call, nn.Module]]]:
         inside: set[fx.Node] = set()
         outputs = {}
         for path, layer in (self._layers or {}).items():

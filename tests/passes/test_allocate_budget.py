@@ -13,6 +13,8 @@ from torch import Tensor
 
 from moeify.errors import ConversionError, UsageError
 from moeify.ir.facts import ActivationSample, Budget, FeedForwards
+from moeify.ir.feed_forward import FeedForward
+from moeify.ir.model_graph import Batch, ModelGraph, StandIn, Trial
 from moeify.ir.moe_spec import MoESpec
 from moeify.ir.token_weights import damped
 from moeify.pipeline.context import PassContext
@@ -21,9 +23,10 @@ from moeify.pipeline.pipeline import Pipeline
 from moeify_passes.analyse.allocate_budget import AllocateBudget, _rows
 from moeify_passes.analyse.find_feed_forward import FindFeedForward
 from moeify_passes.rewrite.insert_router import InsertRouter
+from moeify_passes.shares.beam_search import BeamSearch, _Search
 from moeify_passes.shares.error_curves import ErrorCurves
 from moeify_passes.shares.exponential_errors import ExponentialErrors
-from moeify_passes.shares.share_rule import ShareRule, divided
+from moeify_passes.shares.share_rule import Limits, ShareRule, divided
 from moeify_passes.shares.uniform_shares import UniformShares
 from passes.tiny import correlated_inputs, graph_of, random_site, sampled_context
 
@@ -91,13 +94,61 @@ def test_curves_spend_where_a_neuron_on_a_token_is_worth_most() -> None:
         assert context.get(site, Budget).active == pytest.approx(float((values >= price).float().mean()), abs=0.02)
 
 
+def divergence(graph: ModelGraph, data: list[Batch], shares: list[float]) -> float:
+    """Of the host where each layer runs the neurons of the largest gains on each token that so much pays for, by sorting."""
+
+    def best(site: FeedForward, share: float) -> StandIn:
+        def run(x: Tensor) -> Tensor:
+            h, down = site.neuron_outputs(x), site.down.read()
+            gains = h.square() * down.square().sum(1) * damped((h @ down).square().sum(1))[:, None]
+            lowest = gains.flatten().sort(descending=True).values[min(math.ceil(share * h.numel()), h.numel()) - 1]
+            return h * (gains >= lowest) @ down
+
+        return run
+
+    with graph.host.trials(data) as start:
+        return start.distance({site.path: best(site, share) for site, share in zip(SITES, shares)})
+
+
+@pytest.mark.parametrize("active", [0.1, 0.15, 0.2])
+def test_a_beam_finds_what_does_better_on_the_model_than_curves(active: float) -> None:
+    data: list[Batch] = [{"x": x[None]} for x in correlated_inputs(80)]
+    found = {}
+    for by in (ErrorCurves(), BeamSearch(width=1), BeamSearch(width=6)):
+        graph, context = graph_of(*SITES), PassContext(batches=data)
+        AllocateBudget(active, by=by, tokens=80, least=0.2).run(graph, context)
+        shares = [context.get(site, Budget).active for site in SITES]
+        assert spent(shares) <= active + 1e-9
+        assert min(shares) >= 0.2 * active - 1e-9
+        found[getattr(by, "width", 0)] = divergence(graph, data, shares)
+    assert found[6] <= found[1] <= found[0]
+    assert found[6] < found[0]
+
+
+def test_a_beam_tries_nothing_twice_and_divides_the_rest_as_curves_do() -> None:
+    data: list[Batch] = [{"x": x[None]} for x in correlated_inputs(40)]
+    graph, context, tried = graph_of(*SITES), PassContext(batches=data), list[tuple[float, ...]]()
+
+    def keep(search: Any, shares: tuple[float, ...], trial: Trial, settled: int) -> Any:
+        tried.append(shares)
+        return whole(search, shares, trial, settled)
+
+    whole = _Search._tried
+    with patch.object(_Search, "_tried", keep):
+        AllocateBudget(0.4, by=BeamSearch(width=2), tokens=40).run(graph, context)
+    assert len(tried) == len(set(tried)) <= 1 + 2 * (1 + 3 * 2)
+    assert all(spent(list(shares)) <= 0.4 + 1e-9 for shares in tried)
+    first = tried[0]
+    assert sorted(shares[0] / first[0] for shares in tried[1:3]) == pytest.approx([0.8, 1.25])
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.floats(0.05, 0.95), st.lists(st.floats(-2, 2), min_size=4, max_size=4), st.floats(0.5, 3))
 def test_any_rules_that_rise_are_divided(active: float, starts: list[float], power: float) -> None:
     def rule(start: float) -> ShareRule:
         return lambda level: start + math.copysign(abs(level) ** power, level)
 
-    shares = divided(active, SITES, [rule(start) for start in starts], 0.0, 1.0)
+    shares = divided(Limits(active, 0.0, 1.0), SITES, [rule(start) for start in starts])
     assert spent(shares) <= active + 1e-9
     assert spent(shares) == pytest.approx(active, abs=1e-3)
 
@@ -192,6 +243,8 @@ def test_an_output_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch
         (lambda: AllocateBudget(whole=1.2), "allocate-budget.whole is 1.2: choose a fraction"),
         (lambda: ExponentialErrors(slope=0), "exponential.slope is 0: choose a number above 0"),
         (lambda: ExponentialErrors(noise=-1), "exponential.noise is -1: choose a number above 0"),
+        (lambda: BeamSearch(width=0), "beam.width is 0: choose a number above 0"),
+        (lambda: BeamSearch(noise=0), "beam.noise is 0: choose a number above 0"),
         (lambda: ErrorCurves(noise=0), "curves.noise is 0: choose a number above 0"),
         (lambda: AllocateBudget(tokens=0), "allocate-budget.tokens is 0: choose a number above 0"),
     ],

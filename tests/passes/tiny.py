@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moeify.ir.facts import ActivationSample, Fact, FeedForwards
 from moeify.ir.feed_forward import FeedForward, Refusal, Rewrite, Weight
-from moeify.ir.model_graph import Batch, GoalWalk, Loss, ModelGraph, OutputGradient, Walk
+from moeify.ir.model_graph import Batch, GoalWalk, Loss, ModelGraph, OutputGradient, StandIn, Trial, Walk
 from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
 
@@ -114,11 +114,35 @@ class TinyHost:
     ) -> list[float]:
         return [2.0**place for place in range(len(sites))]
 
+    def trials(self, batches: Iterable[Batch]) -> AbstractContextManager[Trial]:
+        return nullcontext(_TinyTrial(self.found, tuple(batches), {}))
+
     def splice(self, site: FeedForward, spec: MoESpec) -> None:
         self.spliced[site.path] = spec
 
     def let_go(self, site: FeedForward) -> None:
         """Its weights are always in memory."""
+
+
+@dataclass(frozen=True)
+class _TinyTrial:
+    """Of sites that all see the same inputs: the squared sum of their outputs' relative errors, as if all pointed one way; the
+    square of each weighs twice as much as that of the one before."""
+
+    found: tuple[FeedForward, ...]
+    batches: tuple[Batch, ...]
+    stand_ins: Mapping[str, StandIn]
+
+    def past(self, site: FeedForward, stand_in: StandIn) -> _TinyTrial:
+        return replace(self, stand_ins={**self.stand_ins, site.path: stand_in})
+
+    def distance(self, stand_ins: Mapping[str, StandIn]) -> float:
+        functions, total = {**self.stand_ins, **stand_ins}, 0.0
+        for place, site in enumerate(self.found):
+            x = torch.cat(list(_TinyWalk(self.batches).inputs(site))).flatten(0, -2)
+            wanted, found = site.forward(x), functions.get(site.path, site.forward)(x)
+            total += float(2.0**place * (wanted - found).square().sum() / wanted.square().sum()) ** 0.5
+        return total**2
 
 
 @dataclass(frozen=True)

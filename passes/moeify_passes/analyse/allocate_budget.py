@@ -12,9 +12,10 @@ from moeify.errors import ConversionError, UsageError
 from moeify.ir.facts import Budget, CalibrationData, Fact, FeedForwards
 from moeify.ir.model_graph import Batch, ModelGraph
 from moeify.pipeline.context import PassContext
+from moeify_passes.shares.beam_search import BeamSearch
 from moeify_passes.shares.error_curves import ErrorCurves
 from moeify_passes.shares.exponential_errors import ExponentialErrors
-from moeify_passes.shares.share_rule import divided
+from moeify_passes.shares.share_rule import Limits
 from moeify_passes.shares.uniform_shares import UniformShares
 
 #: Tokens of one text.
@@ -31,7 +32,7 @@ class AllocateBudget:
     """
 
     active: float = 0.5
-    by: UniformShares | ExponentialErrors | ErrorCurves = field(default_factory=ExponentialErrors)
+    by: UniformShares | ExponentialErrors | ErrorCurves | BeamSearch = field(default_factory=ExponentialErrors)
     tokens: int = 256
     least: float = 0.5
     whole: float = 0.92
@@ -56,8 +57,8 @@ class AllocateBudget:
             return False
         if context.batches is None:
             raise ConversionError("allocate-budget needs calibration data")
-        rules = self.by.rules(graph, list(_rows(context.batches, self.tokens)), context)
-        shares = divided(self.active, graph.sites, rules, self.least * self.active, self.whole)
+        limits = Limits(self.active, self.least * self.active, self.whole)
+        shares = self.by.shares(graph, list(_rows(context.batches, self.tokens)), context, limits)
         for site, share in zip(graph.sites, shares):
             context.put(site, Budget(share))
             context.measure(site, budget=share)

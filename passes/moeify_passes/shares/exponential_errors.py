@@ -12,7 +12,7 @@ from moeify.errors import UsageError
 from moeify.ir.model_graph import Batch, ModelGraph
 from moeify.pipeline.context import PassContext
 from moeify_passes.shares.output_effects import check_noise, output_effects
-from moeify_passes.shares.share_rule import ShareRule
+from moeify_passes.shares.share_rule import Limits, divided
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,11 @@ class ExponentialErrors:
         if not self.slope > 0:
             raise UsageError(f"{self.kind}.slope is {self.slope}: choose a number above 0")
 
-    def rules(self, graph: ModelGraph, batches: Sequence[Batch], context: PassContext) -> list[ShareRule]:
+    def shares(self, graph: ModelGraph, batches: Sequence[Batch], context: PassContext, limits: Limits) -> list[float]:
         """One for each site. Raises ConversionError where the model's output is not finite."""
         effects = output_effects(graph, batches, self.noise, context)
-        return [partial(self._share, math.log(a / site.parameters)) for a, site in zip(effects, graph.sites)]
+        rules = [partial(self._share, math.log(a / site.parameters)) for a, site in zip(effects, graph.sites)]
+        return divided(limits, graph.sites, rules)
 
     def _share(self, worth: float, level: float) -> float:
         return (worth + level) / self.slope

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from moeify.ir.feed_forward import FeedForward
 
@@ -11,19 +12,30 @@ from moeify.ir.feed_forward import FeedForward
 ShareRule = Callable[[float], float]
 
 
-def divided(active: float, sites: Sequence[FeedForward], rules: Sequence[ShareRule], least: float, whole: float) -> list[float]:
-    """The active fraction of each site at the highest level at which their mean, by weights, is at most `active`.
+@dataclass(frozen=True)
+class Limits:
+    """active: the mean of all sites' active fractions, by their weights. least: no site gets less than this. whole: a site that
+    would get more than this fraction gets 1.0."""
 
-    least: no site gets less than this. whole: a site that would get more than this fraction gets 1.0.
-    """
+    active: float
+    least: float
+    whole: float
+
+    def within(self, wish: float) -> float:
+        """What a site gets that would like `wish`."""
+        wish = max(wish, self.least)
+        return 1.0 if wish > self.whole else wish
+
+
+def divided(limits: Limits, sites: Sequence[FeedForward], rules: Sequence[ShareRule]) -> list[float]:
+    """The active fraction of each site at the highest level at which their mean, by weights, is at most what is to be had."""
     weights = [site.parameters for site in sites]
 
     def shares(level: float) -> list[float]:
-        wishes = [max(rule(level), least) for rule in rules]
-        return [1.0 if wish > whole else wish for wish in wishes]
+        return [limits.within(rule(level)) for rule in rules]
 
     def fits(level: float) -> bool:
-        return sum(s * w for s, w in zip(shares(level), weights)) <= active * sum(weights) * (1 + 1e-12)
+        return sum(s * w for s, w in zip(shares(level), weights)) <= limits.active * sum(weights) * (1 + 1e-12)
 
     low, high = -1.0, 1.0
     while not fits(low) and low > -1e6:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from moeify.ir.model_graph import Batch, ModelGraph
 from moeify.pipeline.context import PassContext
-from moeify_passes.shares.share_rule import ShareRule
+from moeify_passes.shares.share_rule import Limits, divided
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,6 @@ class UniformShares:
 
     kind: ClassVar[str] = "uniform"
 
-    def rules(self, graph: ModelGraph, batches: Sequence[Batch], context: PassContext) -> list[ShareRule]:
+    def shares(self, graph: ModelGraph, batches: Sequence[Batch], context: PassContext, limits: Limits) -> list[float]:
         """One for each site."""
-        return [lambda level: level for _ in graph.sites]
+        return divided(limits, graph.sites, [lambda level: level for _ in graph.sites])
