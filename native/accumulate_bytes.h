@@ -2,7 +2,6 @@
 // over rows: four rows are interleaved in registers, so that the four bytes of a column meet four hidden values. Included as
 // tiles.h is.
 
-constexpr int kQuads = 2;  // of rows, that a stream reads together
 constexpr std::int64_t kColumns = 4 * kLanes;  // of a panel: four registers of sums
 
 inline std::int64_t quads(const Accumulation8& a) { return ceil_div(a.rows, 4); }
@@ -70,68 +69,117 @@ inline void accumulate_rest(const Accumulation8& a, const std::uint8_t* panel, s
   }
 }
 
-// For so few tokens that memory sets the pace: some quads of rows after the others, as the memory lies, the sums in the first
-// cache.
-template <int tokens, int together>
-inline void stream_quads(const Accumulation8& a, std::int64_t q, std::int64_t from, std::int64_t to, std::int32_t* sums,
-                         std::int64_t most, const Stream& ahead) {
-  for (std::int64_t column = from; column < to; column += kColumns) {
-    ahead.ask(a.weights + 4 * q * a.output + from + 4 * together * (column - from), 4 * together * Bytes::size);
-    Weights weights[together][4];
+// Sums of `columns` columns for each token, rows at a distance of `stride`: what they begin with ..
+inline void begin_sums(const Accumulation8& a, std::int64_t columns, std::int32_t* sums, std::int64_t stride) {
+  for (std::int64_t t = 0; t < a.count; ++t) std::fill(sums + t * stride, sums + t * stride + columns, minus(0, a.h.shift[t]));
+}
+
+// .. and, in the order of `interleave` by then, what y gets of them.
+inline void add_sums(const Accumulation8& a, std::int64_t from, std::int64_t to, const std::int32_t* sums, std::int64_t stride) {
+  for (std::int64_t t = 0; t < a.count; ++t)
+    for (std::int64_t column = from; column < to; column += kColumns) {
+      Ints four[4];
+      for (int v = 0; v < 4; ++v) four[v] = load_ints(sums + t * stride + (column - from) + v * kLanes);
+      in_order(four);
+      for (int v = 0; v < 4; ++v) add_scaled(y_of(a, t) + column + v * kLanes, four[v], a.h.step[t]);
+    }
+}
+
+// A panel of `together` quads of rows from q on.
+template <int together>
+struct Quads {
+  Weights weights[together][4];
+
+  MOEIFY_INLINED Quads(const Accumulation8& a, std::int64_t q, std::int64_t column) {
     for (int i = 0; i < together; ++i) {
       Bytes quad[4];
       read_quad(a, q + i, column, [](const void* p) { return load_bytes(p); }, quad);
       for (int v = 0; v < 4; ++v) weights[i][v] = weights_of(quad[v]);
     }
-    for (int t = 0; t < tokens; ++t) {
-      std::int32_t* at = sums + t * most + (column - from);
-      const std::int8_t* h = a.h.values + t * a.h.stride + 4 * q;
-      Bytes value[together];
-      for (int i = 0; i < together; ++i) value[i] = splat_four(h + 4 * i);
-      for (int v = 0; v < 4; ++v) {
-        Ints sum = load_ints(at + v * kLanes);
-        for (int i = 0; i < together; ++i) sum = dot(sum, weights[i][v], value[i]);
-        store_ints(at + v * kLanes, sum);
-      }
+  }
+
+  // Adds to the sums at `at` the products with the hidden values h.
+  MOEIFY_INLINED void add(const std::int8_t* h, std::int32_t* at) const {
+    Bytes value[together];
+    for (int i = 0; i < together; ++i) value[i] = splat_four(h + 4 * i);
+    for (int v = 0; v < 4; ++v) {
+      Ints sum = load_ints(at + v * kLanes);
+      for (int i = 0; i < together; ++i) sum = dot(sum, weights[i][v], value[i]);
+      store_ints(at + v * kLanes, sum);
     }
+  }
+};
+
+template <int tokens, int together>
+inline void stream_few_quads(const Accumulation8& a, std::int64_t q, std::int64_t from, std::int64_t to, std::int32_t* sums,
+                             std::int64_t most, const Stream& ahead) {
+  for (std::int64_t column = from; column < to; column += kColumns) {
+    ahead.ask(a.weights + 4 * q * a.output + from + 4 * together * (column - from), 4 * together * Bytes::size);
+    const Quads<together> quads(a, q, column);
+    for (int t = 0; t < tokens; ++t) quads.add(a.h.values + t * a.h.stride + 4 * q, sums + t * most + (column - from));
   }
 }
 
+// For one token or two, in the order of memory, the sums in the first cache.
 template <int tokens>
-inline void stream(const Accumulation8& a, std::int64_t columns) {
-  constexpr std::int64_t most = (tokens > 2 ? 2048 : 4096) / kColumns * kColumns;
+inline void stream_few(const Accumulation8& a, std::int64_t columns) {
+  constexpr std::int64_t most = 4096 / kColumns * kColumns;
   alignas(64) std::int32_t sums[tokens * most];
   const Stream ahead{reinterpret_cast<const char*>(a.weights + (a.rows - 1) * a.output + a.columns), a.ahead};
   for (std::int64_t from = 0; from < columns; from += most) {
     const std::int64_t to = from + most < columns ? from + most : columns;
-    for (int t = 0; t < tokens; ++t) std::fill(sums + t * most, sums + t * most + (to - from), minus(0, a.h.shift[t]));
+    begin_sums(a, to - from, sums, most);
     std::int64_t q = 0;
-    for (; q + kQuads <= quads(a); q += kQuads) stream_quads<tokens, kQuads>(a, q, from, to, sums, most, ahead);
-    for (; q < quads(a); ++q) stream_quads<tokens, 1>(a, q, from, to, sums, most, ahead);
-    for (int t = 0; t < tokens; ++t)
-      for (std::int64_t column = from; column < to; column += kColumns) {
-        Ints four[4];
-        for (int v = 0; v < 4; ++v) four[v] = load_ints(sums + t * most + (column - from) + v * kLanes);
-        in_order(four);
-        for (int v = 0; v < 4; ++v) add_scaled(y_of(a, t) + column + v * kLanes, four[v], a.h.step[t]);
-      }
+    for (; q + 2 <= quads(a); q += 2) stream_few_quads<tokens, 2>(a, q, from, to, sums, most, ahead);
+    for (; q < quads(a); ++q) stream_few_quads<tokens, 1>(a, q, from, to, sums, most, ahead);
+    add_sums(a, from, to, sums, most);
   }
 }
 
-template <int tokens>
-inline void stream_up_to(const Accumulation8& a, std::int64_t columns) {
-  if constexpr (tokens > 1) {
-    if (a.count < tokens) return stream_up_to<tokens - 1>(a, columns);
+// Inlined, as it costs a tenth more otherwise.
+template <int together>
+MOEIFY_INLINED inline void stream_more_quads(const Accumulation8& a, std::int64_t q, std::int64_t from, std::int64_t to,
+                                             std::int32_t* sums, std::int64_t stride) {
+  const std::int64_t below = q + together < quads(a) ? q + together : 0;
+  for (std::int64_t column = from; column < to; column += kColumns) {
+    const std::uint8_t* next = a.weights + 4 * below * a.output + column + (below ? 0 : to - from);
+    for (int r = 0; r < 4 * together; ++r) prefetch_surely(reinterpret_cast<const char*>(next + r * a.output));
+    const Quads<together> quads(a, q, column);
+    for (std::int64_t t = 0; t < a.count; ++t)
+      quads.add(a.h.values + t * a.h.stride + 4 * q, sums + t * stride + (column - from));
   }
-  stream<tokens>(a, columns);
+}
+
+// For more, of whom memory sets the pace still: as many rows together as registers hold, each asking for those below, and as many
+// columns as leave the sums of all tokens near.
+inline void stream_more(const Accumulation8& a, std::int64_t columns) {
+  constexpr std::int64_t near = 32 << 10;  // bytes
+  constexpr int together = Bytes::size == 64 ? 4 : 2;
+  const std::int64_t panels = columns / kColumns, chunks = ceil_div(panels, near / (a.count * kColumns * 4));
+  const std::int64_t stride = ceil_div(panels, chunks) * kColumns + kLanes;  // no power of 2: tokens would be in each other's way
+  auto* sums = reinterpret_cast<std::int32_t*>(room_of(*a.room, a.count * stride * 4));
+  each_tile(panels, chunks, [&](std::int64_t first, std::int64_t count) {
+    const std::int64_t from = first * kColumns, to = from + count * kColumns;
+    begin_sums(a, to - from, sums, stride);
+    std::int64_t q = 0;
+    for (; q + together <= quads(a); q += together) stream_more_quads<together>(a, q, from, to, sums, stride);
+    for (; q < quads(a); ++q) stream_more_quads<1>(a, q, from, to, sums, stride);
+    add_sums(a, from, to, sums, stride);
+  });
+}
+
+inline void stream(const Accumulation8& a, std::int64_t columns) {
+  if (a.count == 1) return stream_few<1>(a, columns);
+  if (a.count == 2) return stream_few<2>(a, columns);
+  stream_more(a, columns);
 }
 
 void accumulate(const Accumulation8& a) {
   if (a.rows == 0 || a.count == 0) return;
   std::int64_t column = 0;
-  if (a.count <= kFew) {
+  if (a.count <= kStreamed) {
     column = a.columns / kColumns * kColumns;
-    if (column) stream_up_to<kFew>(a, column);
+    if (column) stream(a, column);
   }
   // As many panels as stay in the first cache, so that a token's y is read along its row.
   constexpr std::int64_t room = 16 << 10;

@@ -28,7 +28,9 @@ inline void panel_tile(const std::uint8_t* panel, std::int64_t quads, const std:
   }
 }
 
+// From the start of a cache line.
 inline std::uint8_t* room_of(std::vector<std::uint8_t>& room, std::int64_t bytes) {
-  if (static_cast<std::int64_t>(room.size()) < bytes) room.resize(static_cast<std::size_t>(bytes));
-  return room.data();
+  constexpr std::uintptr_t line = kLine;
+  if (static_cast<std::int64_t>(room.size()) < bytes + kLine) room.resize(static_cast<std::size_t>(bytes + kLine));
+  return room.data() + (line - reinterpret_cast<std::uintptr_t>(room.data()) % line) % line;
 }

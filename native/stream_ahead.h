@@ -4,11 +4,11 @@ struct Stream {
   const char* end;  // of what is streamed now
   Ahead ahead;      // what comes then
 
-  // For a step of `bytes` at p.
+  // For a step of `bytes` at p, which a later one with another `part` of `parts` may come back to: its lines from `part` on.
   template <class W>
-  void ask(const W* p, int bytes) const {
+  void ask(const W* p, int bytes, int part = 0, int parts = 1) const {
     const std::int64_t left = end - reinterpret_cast<const char*>(p);
     const char* at = left > kSoon ? reinterpret_cast<const char*>(p) + kSoon : near_of(ahead, kSoon - left);
-    for (int i = 0; i < bytes; i += kLine) prefetch_surely(at + i);
+    for (int i = part * kLine; i < bytes; i += parts * kLine) prefetch_surely(at + i);
   }
 };

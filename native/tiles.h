@@ -1,7 +1,15 @@
 // What both inner loops share: sizes of tiles, runs of tokens, and reading ahead. Included once an
 // instruction set, after its vector header and inside its namespace.
 
+// Inlined whatever the compiler thinks of its size.
+#if defined(__GNUC__)
+#define MOEIFY_INLINED __attribute__((always_inline))
+#else
+#define MOEIFY_INLINED
+#endif
+
 constexpr int kFew = 4;               // tokens for which memory sets the pace: weights are streamed in their order
+constexpr int kStreamed = 20;         // the same for integers, whose products are faster
 // Bytes that are asked for ahead of a stream, into the second cache. (Into the first one there are too few buffers for lines under
 // way: measured 12 to 13 GB/s against 15 to 20.)
 constexpr std::int64_t kSoon = 16384;
