@@ -108,7 +108,7 @@ def test_the_best_weights_stay_and_a_run_that_gets_worse_ends() -> None:
 def test_the_rate_follows_the_distance() -> None:
     usual = Alignment()
     assert usual.rate_from(0.01) < usual.rate_from(0.1) < usual.rate_from(0.7) == usual.rate_from(3.0) == LARGEST_RATE
-    assert usual.rate_from(0.4) == pytest.approx(2 * usual.rate_from(0.1))
+    assert usual.rate_from(0.4) == pytest.approx(4 * usual.rate_from(0.1))
     assert Alignment(learning_rate=0.5).rate_from(0.1) == 0.5
     (dense, model), (_, twin) = pair(), pair()
     done = align(model, dense, texts(), Alignment(minutes=None, steps=8, tokens=32))
