@@ -14,7 +14,7 @@ from typing import Any
 
 import moeify
 import real_models
-from benchmarks.quality.texts import JUDGED, calibration, for_alignment, with_own_text
+from benchmarks.quality.texts import JUDGED, OWN, calibration, for_alignment, with_own_text
 from benchmarks.rows import arguments, machine, show
 from moeify.data.open_data import open_data
 from moeify.frontend.load_model import load_model
@@ -54,7 +54,7 @@ def measured(
                 "active": active,
                 "settings": settings,
                 "calibration tokens": tokens,
-                "own text": own,
+                "own text": OWN if own else 0,
                 "seconds": {"cpu": round(time.process_time() - started), "wall": round(time.perf_counter() - wall)},
                 "aligned": done.report.aligned and {"how": align, **done.report.aligned},
                 "layers": [round(layer.active_fraction, 3) for layer in done.report.layers],

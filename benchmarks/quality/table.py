@@ -89,16 +89,17 @@ def _losses(row: Row, title: str) -> Floats:
 
 
 def _calibration(row: Row) -> str:
-    return f"{row['calibration tokens']:,}" + (" with own text" if _own(row) else "")
+    return f"{row['calibration tokens']:,}" + (f", {_own(row):,} of them own text" if _own(row) else "")
 
 
-def _own(row: Row) -> bool:
-    """Was it calibrated on text that the dense model wrote, too?"""
-    return bool(row.get("own text"))
+def _own(row: Row) -> int:
+    """How many of the tokens that it was calibrated on the dense model wrote."""
+    said = row.get("own text") or 0
+    return 16_384 if said is True else int(said)
 
 
-def _terms(row: Row) -> tuple[str, float, int, bool]:
-    """On what terms it was measured: how it was aligned, the budget, tokens of calibration, and whether with own text."""
+def _terms(row: Row) -> tuple[str, float, int, int]:
+    """On what terms it was measured: how it was aligned, the budget, tokens of calibration, and how many of them own text."""
     return (row.get("aligned") or {}).get("how", ""), row["active"], row["calibration tokens"], _own(row)
 
 
@@ -106,7 +107,7 @@ def _key(row: Row) -> tuple[Any, ...]:
     return *_terms(row), row["recipe"], tuple(row["settings"])
 
 
-def _order(row: Row) -> tuple[float, bool, str, int, bool]:
+def _order(row: Row) -> tuple[float, bool, str, int, int]:
     return -row["active"], row["recipe"] != "best", row["recipe"], row["calibration tokens"], _own(row)
 
 

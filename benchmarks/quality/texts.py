@@ -14,20 +14,24 @@ def calibration(folder: Path) -> Path:
     return _written(folder / "calibration.txt", [article[:6000] for article in _articles()[1::2]])
 
 
+#: Tokens of own_text: half of the 65,536 that it is a part of.
+OWN = 32_768
+
+
 def with_own_text(folder: Path) -> list[Path]:
     """The same, cut to leave room for what the model itself wrote among 65,536 tokens, and that."""
-    text = calibration(folder).read_text("utf-8")[:220_000]
+    text = calibration(folder).read_text("utf-8")[:147_000]
     return [_written(folder / "calibration-cut.txt", [text]), own_text()]
 
 
 def own_text() -> Path:
-    """What SmolLM2 itself wrote: `moeify write`, 16,384 tokens."""
+    """What SmolLM2 itself wrote, by `moeify write`."""
     name = "own-text.jsonl"
 
     def write(folder: Path) -> None:
-        moeify.write_text(real_models.smollm2(), folder / name)
+        moeify.write_text(real_models.smollm2(), folder / name, tokens=OWN)
 
-    return cached("smollm2-own-text", write) / name
+    return cached("smollm2-own-text-half", write) / name
 
 
 def for_alignment() -> list[Path]:
