@@ -28,6 +28,14 @@ def come() -> Iterator[list[int]]:
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where the tests run in the background of a shell, which turns it off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_first_waits_and_the_second_does_not(number: signal.Signals, come: list[int]) -> None:
     with signals_wait():
@@ -43,7 +51,7 @@ def test_the_first_waits_and_the_second_does_not(number: signal.Signals, come: l
     assert len(come) == 4
 
 
-def test_what_failed_meanwhile_is_kept_as_the_context() -> None:
+def test_what_failed_meanwhile_is_kept_as_the_context(interrupts: None) -> None:
     def fail() -> None:
         with signals_wait():
             os.kill(os.getpid(), signal.SIGINT)
@@ -75,7 +83,7 @@ def test_other_threads_change_no_handlers(come: list[int]) -> None:
     assert inside == [before]
 
 
-def test_an_interrupt_inside_the_tracer_is_an_interrupt() -> None:
+def test_an_interrupt_inside_the_tracer_is_an_interrupt(interrupts: None) -> None:
     class Interrupted(nn.Module):
         def forward(self, x: Any) -> Any:
             os.kill(os.getpid(), signal.SIGINT)
