@@ -53,7 +53,7 @@ class Alignment:
     def rate_from(self, distance: float) -> float:
         """The learning rate for a model so far from the dense one: in proportion, up to LARGEST_RATE.
 
-        Where little was lost, large steps do more harm than good: at a distance of 0.15 a rate of 2.5e-4 gains, 7.6e-4 does not.
+        Where little was lost, large steps do more harm than good: at 0.15 a rate of 2.5e-4 gains, 7.6e-4 does not.
         """
         return self.learning_rate or LARGEST_RATE * min(1.0, distance / _FAR)
 
