@@ -20,8 +20,8 @@ from moeify_passes.shares.gain_curve import GainCurve
 from moeify_passes.shares.output_effects import check_noise, output_effects
 from moeify_passes.shares.share_rule import Limits, ShareRule, divided
 
-#: What a layer's share may be in place of the one that it would get.
-_FACTORS = (1.0, 0.8, 1.25)
+#: What a layer's share is tried at, times the one that it would get, beside that one.
+_FACTORS = (0.8, 1.25)
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class BeamSearch:
     Each layer in turn gets the share that `curves` would give it, or 0.8 or 1.25 times as much, and the layers after it what
     `curves` makes of the rest. Of every such division the divergence of the model's output is measured, all layers running on
     each token the neurons of the largest gains that their shares pay for: what is lost in one layer changes what the others
-    lose, which no curve of single layers shows. It takes about six times `width` half runs of the model for each layer.
+    lose, which no curve of single layers shows. It takes about `width` runs of the model for each layer.
     """
 
     width: int = 4
@@ -83,7 +83,7 @@ class _Search:
         """The division itself, and those in which its first layer that is not settled gets less or more."""
         place = division.settled
         yield division
-        for factor in _FACTORS[1:]:
+        for factor in _FACTORS:
             share = self.limits.within(min(division.shares[place] * factor, 1.0))
             rest = self._rest((*division.shares[:place], share))
             if share != division.shares[place] and rest is not None:
