@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 import moeify
 from converted import distance, main_output, opened
 from moeify.api import registry
+from moeify.data.open_data import open_data
 from moeify.errors import ConversionError, InputError, MissingExtraError, UsageError
 from moeify.layers.budget import moe_layers
+from moeify.measure.evaluate import evaluate_model
 from moeify.measure.layer_errors import NAMES
 from moeify.pipeline.configure import configure
 from moeify.pipeline.layer_nulls import mean_errors
@@ -179,6 +181,24 @@ def test_inspect_a_dense_model_and_a_converted_one(folder: Path, tmp_path: Path)
     assert [(row["experts"], row["sizes"], row["top_k"], row["rewrite"]) for row in found.rows] == [
         (4, "12", 2, "submodule")
     ] * 2
+
+
+def test_every_source_of_calibration_data_keeps_the_budget(tmp_path: Path) -> None:
+    few, many = (
+        torch.randint(first, last, (40, 32), generator=torch.Generator().manual_seed(last))
+        for first, last in ((0, 6), (20, 40))
+    )
+    files = [tmp_path / "few.pt", tmp_path / "many.pt"]
+    for tensor, file in zip((few, many), files):
+        torch.save({"input_ids": tensor}, file)
+    done = moeify.convert(
+        ZOO["llama"]().model, example={"input_ids": few[:4]}, recipe="best", active=0.5, tokens=4096, calibrate=files,
+        settings={"insert-router.reserve": 0.0},
+    )  # fmt: skip
+    used = [evaluate_model(done.model, open_data(file)).scores[0].active_fraction for file in files]
+    assert used[1] == pytest.approx(0.5, abs=1e-3)
+    assert used[0] is not None
+    assert used[0] < 0.45, "what the other source is not short of"
 
 
 def test_evaluate_with_nulls(folder: Path, data: Path, tmp_path: Path) -> None:

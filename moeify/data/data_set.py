@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -36,26 +37,33 @@ def batch_tokens(batch: Batch) -> int:
     return ids.numel() if mask is None or mask.shape != ids.shape else int(mask.count_nonzero())
 
 
+#: A batch, and the number of the source that it is of (0 where there is one).
+Sourced = tuple[int, Batch]
+
+
 @dataclass(eq=False)
 class DataSet:
     """Re-iterable batches. Each iteration reads the source anew, so memory stays bounded.
 
     kind: text, jsonl, tensors, callable, batches or mixed. name: the file, callable or type. options: how it is read.
-    parts: the sources of a mixed one.
+    parts: the sources of a mixed one. order: whose each batch is, a number in `parts`; grows as they are read.
     Iterating raises InputError for what the source should not hold, and for a source without a batch.
     """
 
     kind: str
     name: str
-    source: Callable[[], Iterator[Batch]] = field(repr=False)
+    source: Callable[[], Iterator[Sourced]] = field(repr=False)
     digest: Callable[[], str | None] = field(repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[DataSet, ...] = ()
+    order: list[int] = field(default_factory=list, init=False, repr=False)
     _read: tuple[int, int, int] = (0, 0, 0)  # batches, rows, tokens of the longest iteration so far
 
     def __iter__(self) -> Iterator[Batch]:
         batches = rows = tokens = 0
-        for batch in self.source():
+        for number, batch in self.source():
+            if batches == len(self.order):
+                self.order.append(number)
             batches, rows, tokens = batches + 1, rows + batch_rows(batch), tokens + batch_tokens(batch)
             self._read = max(self._read, (batches, rows, tokens))
             yield batch
@@ -75,11 +83,16 @@ class DataSet:
         return {"kind": self.kind, "name": self.name, "digest": self.digest(), **self.options, **parts}
 
 
-def until(batches: Iterator[Batch], tokens: int | None) -> Iterator[Batch]:
+def of_one(batches: Iterable[Batch]) -> Iterator[Sourced]:
+    """Batches that are all of one source."""
+    return zip(repeat(0), batches)
+
+
+def until(batches: Iterator[Sourced], tokens: int | None) -> Iterator[Sourced]:
     """The batches up to the one that brings the number of tokens to `tokens`; None: all."""
     seen = 0
-    for batch in batches:
-        yield batch
+    for number, batch in batches:
+        yield number, batch
         seen += batch_tokens(batch)
         if tokens is not None and seen >= tokens:
             return

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from moeify.data.data_set import DataSet, batch_rows, batch_tokens, until
+from moeify.data.data_set import DataSet, Sourced, batch_rows, batch_tokens, until
 from moeify.ir.model_graph import Batch
 
 #: Tokens of such rows at most: a look at them costs two forwards, and time is what an alignment has little of.
@@ -18,31 +18,37 @@ HELD_OUT = 2048
 _EVERY, _PLACE = 10, 1
 
 
-def divided(batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Batch], list[bool]]]:
-    """Every batch, its rows as batches of one, and which of them are held out."""
-    number = held = 0
-    for batch in batches:
+class Divider:
+    """Tells which rows of the batches that it is shown, one after the other, are held out."""
+
+    def __init__(self) -> None:
+        self._number = self._held = 0
+
+    def __call__(self, batch: Batch) -> tuple[list[Batch], list[bool]]:
+        """Its rows as batches of one, and which of them are held out."""
         rows, out = list(_rows(batch)), list[bool]()
         for row in rows:
-            out.append(number % _EVERY == _PLACE and held < HELD_OUT)
-            number, held = number + 1, held + batch_tokens(row) * out[-1]
-        yield batch, rows, out
+            out.append(self._number % _EVERY == _PLACE and self._held < HELD_OUT)
+            self._number, self._held = self._number + 1, self._held + batch_tokens(row) * out[-1]
+        return rows, out
 
 
 def without_held_out(data: DataSet, tokens: int) -> DataSet:
     """The other rows of the data, up to the batch that brings them to so many tokens."""
 
-    def source() -> Iterator[Batch]:
-        return until(_kept(data), tokens)
+    def source() -> Iterator[Sourced]:
+        return until(_kept(data.source()), tokens)
 
     return replace(data, source=source)
 
 
-def _kept(batches: Iterable[Batch]) -> Iterator[Batch]:
-    for batch, _, out in divided(batches):
+def _kept(batches: Iterable[Sourced]) -> Iterator[Sourced]:
+    divide = Divider()
+    for number, batch in batches:
+        _, out = divide(batch)
         left = [place for place, held in enumerate(out) if not held]
         if left:
-            yield batch if not any(out) else _each_tensor(batch, itemgetter(left))
+            yield number, batch if not any(out) else _each_tensor(batch, itemgetter(left))
 
 
 def _rows(batch: Batch) -> Iterator[Batch]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from moeify.data.data_set import DataSet, until
+from moeify.data.data_set import DataSet, Sourced, until
 from moeify.ir.model_graph import Batch
 
 
@@ -24,7 +24,7 @@ def mixed(parts: Sequence[DataSet], tokens: int | None) -> DataSet:
     Its digest is one over theirs, in order; None where one has none. Iterating raises what the parts raise.
     """
 
-    def source() -> Iterator[Batch]:
+    def source() -> Iterator[Sourced]:
         return until(in_turn(parts), tokens)
 
     def digest() -> str | None:
@@ -33,15 +33,15 @@ def mixed(parts: Sequence[DataSet], tokens: int | None) -> DataSet:
     return DataSet("mixed", " + ".join(part.name for part in parts), source, digest, {"limit": tokens}, tuple(parts))
 
 
-def in_turn(parts: Iterable[Iterable[Batch]]) -> Iterator[Batch]:
+def in_turn(parts: Iterable[Iterable[Batch]]) -> Iterator[Sourced]:
     """A batch of each part in turn; those that are at their end are passed over."""
-    left = [iter(part) for part in parts]
+    left = [(number, iter(part)) for number, part in enumerate(parts)]
     while left:
         going = []
-        for batches in left:
+        for number, batches in left:
             for batch in batches:
-                yield batch
-                going.append(batches)
+                yield number, batch
+                going.append((number, batches))
                 break
         left = going
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moeify.data.calls import batches_digest, called_batches, checked_batches
-from moeify.data.data_set import DataSet, until
+from moeify.data.data_set import DataSet, Sourced, of_one, until
 from moeify.data.documents import json_documents, text_pieces
 from moeify.data.fitting import fit_to
 from moeify.data.importable import importable, is_importable_name
@@ -88,10 +88,10 @@ def _text(path: Path, kind: FileKind, tokenizer: Any, window: int, wanted: _Want
     fill = text_inputs(wanted.example, str(path), wanted.names)
     check = fit_to(None, wanted.names, wanted.vocabulary, str(path))
 
-    def batches() -> Iterator[Batch]:
+    def batches() -> Iterator[Sourced]:
         pieces = json_documents(path) if kind == "jsonl" else text_pieces(path)
         ids = first_of(islice(encoder.ids(pieces, kind == "jsonl"), wanted.tokens), str(path))
-        return map(check, window_batches(encoder, ids, window, wanted.batch, fill))
+        return of_one(map(check, window_batches(encoder, ids, window, wanted.batch, fill)))
 
     options = {"window": min(window, encoder.longest), "batch": wanted.batch, "limit": wanted.tokens}
     return _first(DataSet(kind, path.name, batches, lambda: _file_digest(path), options))
@@ -100,8 +100,8 @@ def _text(path: Path, kind: FileKind, tokenizer: Any, window: int, wanted: _Want
 def _tensors(path: Path, kind: FileKind, wanted: _Wanted) -> DataSet:
     rows = fit_to(wanted.example, wanted.names, wanted.vocabulary, str(path))(read_tensors(path, kind))
 
-    def batches() -> Iterator[Batch]:
-        return until(row_batches(rows, wanted.batch), wanted.tokens)
+    def batches() -> Iterator[Sourced]:
+        return until(of_one(row_batches(rows, wanted.batch)), wanted.tokens)
 
     options = {"batch": wanted.batch, "limit": wanted.tokens}
     return DataSet("tensors", path.name, batches, lambda: _file_digest(path), options)
@@ -112,17 +112,17 @@ def _python(source: Any, wanted: _Wanted) -> DataSet:
     found = importable(source, "the data set") if isinstance(source, str) else source
     called = callable(found) and not isinstance(found, Iterable)
     if isinstance(found, Iterator):  # can be read once only
-        found = list(until(checked_batches(found, name), wanted.tokens))
+        found = [batch for _, batch in until(of_one(checked_batches(found, name)), wanted.tokens)]
     fit = fit_to(wanted.example, wanted.names, wanted.vocabulary, name)
 
-    def batches() -> Iterator[Batch]:
+    def batches() -> Iterator[Sourced]:
         raw = called_batches(found, name) if called else checked_batches(found, name)
-        return until(map(fit, raw), wanted.tokens)
+        return until(of_one(map(fit, raw)), wanted.tokens)
 
     options = {"limit": wanted.tokens}
     if called:
         return DataSet("callable", name, batches, lambda: None, options)
-    return _first(DataSet("batches", name, batches, lambda: batches_digest(batches()), options))
+    return _first(DataSet("batches", name, batches, lambda: batches_digest(batch for _, batch in batches()), options))
 
 
 def _first(data: DataSet) -> DataSet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,18 +18,25 @@ class FeedForwards:
 
 @dataclass(frozen=True, eq=False)
 class CalibrationData:
-    """The run has calibration data. (A fact of the whole model, given by the pipeline itself.)"""
+    """The run has calibration data. (A fact of the whole model, given by the pipeline itself.)
+
+    order: the number of the source that each batch is of, once the batches were read; empty where that is not known.
+    """
+
+    order: Sequence[int] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class ActivationSample:
     """Inputs of the FFN on calibration data: a uniform sample of tokens.
 
-    inputs: [kept, hidden] float32. seen: the number of tokens that it was drawn from.
+    inputs: [kept, hidden] float32. seen: the number of tokens that it was drawn from. sources: int64 [kept], the number of the
+    source that each token is of; None: of one.
     """
 
     inputs: Tensor
     seen: int
+    sources: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

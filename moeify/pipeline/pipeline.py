@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from moeify.data.data_set import DataSet
 from moeify.errors import UsageError
 from moeify.ir.facts import CalibrationData, Experts, NeuronImportance
 from moeify.ir.feed_forward import ReadTensor
@@ -62,7 +63,7 @@ class Pipeline:
             looked_at=calibration_tokens(flatten(self.passes)),
         )  # fmt: skip
         if data is not None:
-            context.put(None, CalibrationData())
+            context.put(None, CalibrationData(data.order if isinstance(data, DataSet) else ()))
         context.notes.extend(self.left_out(with_data=data is not None))
         run_passes(self.passes, graph, context)
         _splice_rest(graph, context)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from moeify.data.data_set import batch_tensors, batch_tokens
-from moeify.data.held_out_rows import divided
+from moeify.data.held_out_rows import Divider
 from moeify.errors import InputError
 from moeify.ir.model_graph import Batch
 
@@ -48,8 +48,9 @@ def divide(batches: Iterable[Batch], tokens: int) -> Division:
     """
     held: list[Batch] = []
     train: list[Batch] = []
-    for _, rows, out in divided(batches):
-        for row, judges in zip(rows, out, strict=True):
+    divider = Divider()
+    for batch in batches:
+        for row, judges in zip(*divider(batch), strict=True):
             (held if judges else train).append(row)
     if not held:
         raise InputError(f"align: the data hold {len(train)} rows; give at least two, one to learn from and one to judge by")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from moeify.api.planning import prepare
 from moeify.data.data_set import batch_rows
-from moeify.data.held_out_rows import HELD_OUT, divided, without_held_out
+from moeify.data.held_out_rows import HELD_OUT, Divider, without_held_out
+from moeify.data.mixed import mixed
 from moeify.data.open_data import open_data
 from moeify.ir.model_graph import Batch
 from moeify.pipeline.configure import configure
@@ -51,21 +52,21 @@ def test_every_row_is_held_out_or_left_wherever_batches_begin(sizes: list[int]) 
 
 def test_no_more_rows_than_a_look_can_afford_are_held_out() -> None:
     batches = numbered([4] * 20, tokens=HELD_OUT // 2)
-    assert [place for batch, _, out in divided(batches) for place in rows_of([batch]) if any(out)][:8] == [
-        0,
-        1,
-        2,
-        3,
-        8,
-        9,
-        10,
-        11,
-    ]
-    assert sum(sum(out) for _, _, out in divided(batches)) == 2
+    divider = Divider()
+    out = [divider(batch)[1] for batch in batches]
+    assert [number for number, places in enumerate(out) if any(places)] == [0, 2]
+    assert sum(map(sum, out)) == 2
 
 
 def test_the_rows_that_are_left_come_up_to_the_limit() -> None:
     assert len(rows_of(without_held_out(open_data(numbered([4] * 20)), 60))) == 18  # 14 rows are 56 tokens
+
+
+def test_a_batch_of_which_nothing_is_left_takes_its_source_with_it() -> None:
+    data = mixed([open_data(numbered([1] * 3)), open_data(numbered([1] * 3))], None)
+    left = without_held_out(data, 10**6)
+    assert rows_of(left) == [0, 1, 1, 2, 2]
+    assert (data.order, left.order) == ([], [0, 0, 1, 0, 1])
 
 
 @pytest.mark.parametrize("aligned", [False, True])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data.small_tokenizers import TEXT, byte_level
-from moeify.data.data_set import DataSet, batch_tokens
+from moeify.data.data_set import DataSet, batch_tokens, of_one
 from moeify.data.mixed import mixed, sources_of
 from moeify.data.open_data import open_data
 from moeify.errors import InputError
@@ -49,7 +49,10 @@ def test_batches_come_in_turn_until_all_end_or_the_limit_is_reached(rows: list[l
     whole = [mark for mark in chain.from_iterable(turns) if mark is not None]
     found, sizes = marks(data), [batch_tokens(batch) for batch in data]
     assert found == whole[: len(found)]
+    order = list(data.order)
+    assert order == [mark // 100 for mark in found]
     assert marks(data) == found, "a second reading"
+    assert data.order == order
     assert len(found) == len(whole) or (limit is not None and sum(sizes) >= limit)
     assert limit is None or sum(sizes[:-1]) < limit, "it stops at the batch that reaches the limit"
 
@@ -63,7 +66,7 @@ def test_no_source_is_read_further_than_the_limit_asks() -> None:
                 read.append(name)
                 yield {"input_ids": torch.zeros(1, 4, dtype=torch.int64)}
 
-        return DataSet("batches", name, batches, lambda: None)
+        return DataSet("batches", name, lambda: of_one(batches()), lambda: None)
 
     assert len(list(mixed([part("a"), part("b")], 12))) == 3
     assert read == ["a", "b", "a"]

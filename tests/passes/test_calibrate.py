@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moeify.errors import ConversionError, UsageError
-from moeify.ir.facts import ActivationSample, NeuronStatistics, OutputGoals
+from moeify.ir.facts import ActivationSample, CalibrationData, NeuronStatistics, OutputGoals
 from moeify.ir.feed_forward import FeedForward
 from moeify.pipeline.context import PassContext
 from moeify_passes.analyse.calibrate import Calibrate
@@ -50,6 +51,19 @@ def test_memory_bounds_the_sample() -> None:
     assert sample.inputs.dtype == torch.float32
     rows = {tuple(row) for row in inputs.float().tolist()}
     assert all(tuple(row) in rows for row in sample.inputs.tolist())
+
+
+@pytest.mark.parametrize("room", [64, 1000])
+def test_tokens_of_the_sample_know_their_source_through_every_call(room: int) -> None:
+    site, sources = replace(random_site(), calls=2), [2, 0, 1]
+    inputs = torch.cat([correlated_inputs(80) + 100 * source for source in sources])
+    context = data_context(inputs, ActivationSample, batch=40)
+    context.put(None, CalibrationData(sources))
+    Calibrate(tokens=230, memory=room * 4 * HIDDEN).run(graph_of(site), context)
+    sample = context.get(site, ActivationSample)
+    assert sample.sources is not None
+    assert len(sample.sources) == len(sample.inputs) == min(room, 230)
+    assert torch.equal(sample.sources, (sample.inputs.mean(1) / 100).round().long())
 
 
 @pytest.mark.parametrize("room", [64, 1000])

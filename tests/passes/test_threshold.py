@@ -72,6 +72,23 @@ def test_a_reserve_is_kept_back() -> None:
     assert mean_on(graph.specs[site.path], context.get(site, ActivationSample).inputs) == pytest.approx(3 * 0.8, abs=1e-2)
 
 
+def test_each_source_of_calibration_data_keeps_the_budget() -> None:
+    graph, context = split((8,) * 6)
+    site = graph.sites[0]
+    inputs = context.get(site, ActivationSample).inputs
+    sources = torch.arange(len(inputs)) % 3
+    scaled = inputs * torch.tensor([0.5, 2.0, 1.0])[sources, None]  # norm regression sees more to gain in louder tokens
+    context.put(site, ActivationSample(scaled, len(inputs), sources))
+    InsertRouter(top_k=3, choice="threshold", by=NormRegression()).run(graph, context)
+    spec = graph.specs[site.path]
+    used = [mean_on(spec, scaled[sources == source]) for source in range(3)]
+    assert used[1] == pytest.approx(3, abs=3e-2)
+    assert max(used) == used[1] <= 3
+    context.put(site, ActivationSample(scaled, len(inputs)))
+    InsertRouter(top_k=3, choice="threshold", by=NormRegression()).run(graph, context)
+    assert mean_on(graph.specs[site.path], scaled[sources == 1]) > 3.1, "as one source the loud third goes beyond"
+
+
 def test_equal_values_are_not_torn_apart() -> None:
     """Every token has the same scores: a threshold can turn an expert on for all tokens or for none."""
     graph, context = split((8,) * 6)

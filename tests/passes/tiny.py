@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moeify.ir.facts import ActivationSample, Fact, FeedForwards
+from moeify.ir.facts import ActivationSample, CalibrationData, Fact, FeedForwards
 from moeify.ir.feed_forward import FeedForward, Refusal, Rewrite, Weight
 from moeify.ir.model_graph import Batch, GoalWalk, Loss, ModelGraph, OutputGradient, StandIn, Trial, Walk
 from moeify.ir.moe_spec import MoESpec
@@ -168,6 +168,7 @@ def graph_of(*sites: FeedForward) -> ModelGraph:
 def data_context(inputs: Tensor, *wanted: type[Fact], batch: int = 100, seed: int = 0) -> PassContext:
     """A context whose every site gets `inputs`, in batches, and in which later passes want those facts."""
     context = PassContext(batches=(), seed=seed, wanted=frozenset(wanted))
+    context.put(None, CalibrationData())
     context.inputs = lambda _: iter(torch.split(inputs, batch))
     return context
 

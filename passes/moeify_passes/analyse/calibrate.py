@@ -57,13 +57,14 @@ class Calibrate:
         capacity = max(1, min(self.tokens, memory // (4 * width)))
         sampled = ActivationSample in context.wanted or goals is not None
         # Two of one seed draw the same tokens.
-        sample, aims = (Reservoir(capacity, context.generator("calibrate", site)) for _ in range(2))
+        sample, aims, sources = (Reservoir(capacity, context.generator("calibrate", site)) for _ in range(3))
         moments = Moments(site, memory) if NeuronStatistics in context.wanted else None
         seen = 0
-        for inputs in self._inputs(site, context):
+        for source, inputs in self._inputs(site, context):
             seen += len(inputs)
             if sampled:
                 sample.add(inputs)
+                sources.add(torch.full((len(inputs), 1), source))
             if goals is not None:
                 aims.add(next(goals)[: len(inputs)])
             if moments is not None:
@@ -72,23 +73,24 @@ class Calibrate:
         if seen == 0:
             raise ConversionError(f"{site.path}: no calibration token reached this layer; check the calibration data")
         if sampled:
-            context.put(site, ActivationSample(sample.rows(), seen))
+            numbers = sources.rows().long().flatten()
+            context.put(site, ActivationSample(sample.rows(), seen, numbers if bool(numbers.any()) else None))
         if goals is not None:
             context.put(site, OutputGoals(aims.rows()))
         if moments is not None:
             context.put(site, moments.statistics())
         context.measure(site, calibration_tokens=seen)
 
-    def _inputs(self, site: FeedForward, context: PassContext) -> Iterator[Tensor]:
-        """The layer's inputs, [tokens, hidden] a batch, `tokens` of them in all."""
+    def _inputs(self, site: FeedForward, context: PassContext) -> Iterator[tuple[int, Tensor]]:
+        """The layer's inputs, [tokens, hidden] a batch, `tokens` of them in all, and the source of each batch."""
         if context.inputs is None:
             raise ConversionError(f"{site.path}: calibrate runs inside each-layer, which walks the calibration data")
-        left = self.tokens
-        for batch in context.inputs(site):
+        left, order = self.tokens, context.get(None, CalibrationData).order
+        for number, batch in enumerate(context.inputs(site)):
             inputs = batch.detach()[:left]
             if not bool(torch.isfinite(inputs).all()):
                 raise ConversionError(f"{site.path}: an input on the calibration data is not finite; check the model's weights")
             left -= len(inputs)
-            yield inputs
+            yield order[number // site.calls] if order else 0, inputs
             if left <= 0:
                 return

@@ -48,8 +48,9 @@ class InsertRouter:
 
     choice: "threshold" gives the layer a threshold on raw values instead of top-k: the one at which a token of the calibration
     sample uses, on average, the weights that top-k would have used (those of `active`), so that easy tokens use fewer experts
-    and hard ones more. most: no token uses more than so many experts; None: as many as reach the threshold. reserve: the
-    threshold keeps this part of the weights back, since other texts may ask for more than the calibration sample does.
+    and hard ones more; of several sources of calibration data, a token of the one that asks for most. most: no token uses more
+    than so many experts; None: as many as reach the threshold. reserve: the threshold keeps this part of the weights back,
+    since other texts may ask for more than the calibration sample does.
     """
 
     top_k: int | None = None

@@ -20,22 +20,29 @@ _VALUES = 1 << 24
 
 def calibrated_threshold(spec: MoESpec, rows: float, site: FeedForward, context: PassContext) -> MoESpec:
     """The spec with the threshold at which a token of the sample uses `rows` rows of routed experts on average, or a little
-    less.
+    less; where the sample is of several sources, a token of the one that asks for most.
 
     Experts may differ in size. With a top_k in the spec, tokens never use more experts, and the threshold is as low as that
     calls for. The sample is thinned evenly where its values are too many to hold.
     """
-    inputs = context.get(site, ActivationSample).inputs
+    sample = context.get(site, ActivationSample)
+    step = max(1, -(-len(sample.inputs) * len(spec.experts) // _VALUES))
+    values = torch.cat([_eligible(spec, x) for x in token_chunks(sample.inputs[::step], len(spec.experts))])
     sizes = torch.tensor([len(expert) for expert in spec.experts], dtype=torch.float64)
-    thinned = inputs[:: max(1, -(-len(inputs) * len(sizes) // _VALUES))]
-    values = torch.cat([_eligible(spec, x) for x in token_chunks(thinned, len(sizes))])
+    sources = torch.zeros(len(values)) if sample.sources is None else sample.sources[::step]
+    found = (_threshold(values[sources == source], sizes, rows) for source in set(sources.tolist()))
+    return replace(spec, threshold=max(found))
+
+
+def _threshold(values: Tensor, sizes: Tensor, rows: float) -> float:
+    """Of values [tokens, experts] the least that a token reaches with no more than `rows` rows on average."""
     ranked, places = values.flatten().sort(descending=True)
     used = sizes[places % len(sizes)].masked_fill_(ranked == -torch.inf, 0.0).cumsum(0) / len(values)
     fits = int((used <= rows * (1 + 1e-9)).sum())
     if fits and fits < len(ranked):  # equal values stand or fall together
         fits = int((ranked > ranked[fits]).sum()) if ranked[fits] == ranked[fits - 1] else fits
     found = ranked[max(fits - 1, 0)] if fits else torch.nextafter(ranked[0], torch.tensor(torch.inf))
-    return replace(spec, threshold=float(found))
+    return float(found)
 
 
 def mean_on(spec: MoESpec, inputs: Tensor) -> float:
