@@ -1,4 +1,7 @@
-"""Golden texts: `pytest --update-golden` writes them anew. Tests of one architecture share a process, which traces it once."""
+"""Golden texts: `pytest --update-golden` writes them anew. Tests of one architecture share a process, which traces it once.
+
+The fast tier (`-m "not slow"`) sees few architectures, and of a function marked `sampled` the first case.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ from zoo import ZOO
 
 GOLDEN = Path(__file__).parent / "golden"
 
+#: Architectures of the fast tier: two matrices and gated, encoder, decoder and both, texts and pictures.
+IN_THE_FAST_TIER = {"llama", "gpt2", "bert", "t5", "vit", "decoder"}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew instead of comparing with it")
@@ -18,12 +24,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    sampled: set[tuple[Path, str]] = set()
     for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("sampled"):
+            function = (item.path, item.originalname)
+            if function in sampled:
+                item.add_marker(pytest.mark.slow)
+            sampled.add(function)
         if item.get_closest_marker("xdist_group") or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
             continue
         for value in item.callspec.params.values():
             if isinstance(value, str) and value in ZOO:
                 item.add_marker(pytest.mark.xdist_group(f"zoo-{value}"))
+                if value not in IN_THE_FAST_TIER:
+                    item.add_marker(pytest.mark.slow)
                 break
 
 

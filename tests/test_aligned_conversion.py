@@ -29,6 +29,7 @@ def said(model: torch.nn.Module) -> torch.Tensor:
         return main_output(model(input_ids=ids()))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("recipe", ["random", "markers"])  # one does not look at data by itself
 def test_a_folder_is_aligned_and_comes_back_so(recipe: str, data: Path, tmp_path: Path) -> None:
     dense = ZOO["llama"]().model
@@ -47,6 +48,7 @@ def test_a_folder_is_aligned_and_comes_back_so(recipe: str, data: Path, tmp_path
     assert max(check.distance for check in checks) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_module_in_memory_is_aligned_with_what_it_was() -> None:
     dense, other, model = (ZOO["llama"]().model for _ in range(3))
     example, rows = {"input_ids": ids()}, [{"input_ids": ids(80, 16)}]
@@ -56,6 +58,7 @@ def test_a_module_in_memory_is_aligned_with_what_it_was() -> None:
     assert distance(said(model), said(dense)) < distance(said(plain.model), said(dense))
 
 
+@pytest.mark.slow
 def test_an_alignment_reads_all_sources(data: Path, tmp_path: Path) -> None:
     torch.save({"input_ids": ids(80, 16).flip(1)}, tmp_path / "more.pt")
     dense = ZOO["llama"]().model
@@ -68,6 +71,7 @@ def test_an_alignment_reads_all_sources(data: Path, tmp_path: Path) -> None:
     assert any(note.startswith("aligned with the dense model in 24 steps on 144 rows") for note in done.report.notes)
 
 
+@pytest.mark.slow
 def test_more_data_are_read_by_the_alignment_alone(data: Path, tmp_path: Path) -> None:
     torch.save({"input_ids": ids(80, 16).flip(1)}, tmp_path / "more.pt")
     options: dict[str, Any] = {

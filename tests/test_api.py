@@ -78,6 +78,7 @@ def check_foreseen(recipe: str, plan: Plan, report: Report) -> None:
     assert plan.peak_memory > plan.weights == 4 * plan.parameters_after
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("recipe", sorted(presets()))
 def test_every_recipe_converts_and_its_folder_gives_the_same_model(
     recipe: str, folder: Path, data: Path, tmp_path: Path
@@ -97,6 +98,7 @@ def test_every_recipe_converts_and_its_folder_gives_the_same_model(
     assert report["active_fraction"] == pytest.approx(done.report.active_fraction)
 
 
+@pytest.mark.slow
 def test_the_recipe_in_the_folder_makes_the_same_bytes_again(folder: Path, data: Path, tmp_path: Path) -> None:
     moeify.convert(folder, tmp_path / "one", recipe="markers", experts=4, top_k=2, calibrate=data, seed=7)
     moeify.convert(folder, tmp_path / "two", recipe=tmp_path / "one" / "recipe.toml", calibrate=data)
@@ -106,6 +108,7 @@ def test_the_recipe_in_the_folder_makes_the_same_bytes_again(folder: Path, data:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_another_seed_makes_other_experts(folder: Path) -> None:
     first, second = (moeify.convert(folder, recipe="random", experts=4, top_k=4, seed=seed).model for seed in (0, 1))
     assert not torch.equal(first.get_parameter("model.layers.0.mlp.up"), second.get_parameter("model.layers.0.mlp.up"))
@@ -127,11 +130,13 @@ def test_a_module_in_memory_is_rewritten_in_place() -> None:
     assert distance(zoo.run(), expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_layers_leaves_the_others_dense(folder: Path) -> None:
     done = moeify.convert(folder, experts=4, layers="last-half")
     assert [layer.path for layer in done.report.layers] == ["model.layers.1.mlp"]
 
 
+@pytest.mark.slow
 def test_bfloat16(folder: Path, tmp_path: Path) -> None:
     done = moeify.convert(folder, tmp_path / "out", experts=4, top_k=4, dtype="bf16")
     again = moeify.load(tmp_path / "out")
@@ -139,6 +144,7 @@ def test_bfloat16(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(run(again), run(done.model))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("recipe", ["emoe", "upcycle"])
 def test_a_dry_run_foresees_what_a_conversion_does(recipe: str, folder: Path, data: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"recipe": recipe, "calibrate": data, "experts": 4, "top_k": 3}
@@ -158,6 +164,7 @@ def test_a_budget_that_layers_share_is_foreseen_as_a_whole(folder: Path, data: P
     assert done.report.active_fraction <= 0.8 >= told[0].active_fraction
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=12, deadline=None)
 @given(st.integers(1, 6), st.integers(0, 2), st.sampled_from(["llama", "gpt2"]))
 def test_foreseen_shapes_are_the_shapes_that_come_out(experts: int, shared: int, name: str) -> None:
@@ -171,6 +178,7 @@ def test_foreseen_shapes_are_the_shapes_that_come_out(experts: int, shared: int,
     assert graph.spliced == foreseen
 
 
+@pytest.mark.slow
 def test_inspect_a_dense_model_and_a_converted_one(folder: Path, tmp_path: Path) -> None:
     dense = moeify.inspect(folder)
     assert dense.kind == "dense"
@@ -183,6 +191,7 @@ def test_inspect_a_dense_model_and_a_converted_one(folder: Path, tmp_path: Path)
     ] * 2
 
 
+@pytest.mark.slow
 def test_every_source_of_calibration_data_keeps_the_budget(tmp_path: Path) -> None:
     few, many = (
         torch.randint(first, last, (40, 32), generator=torch.Generator().manual_seed(last))
@@ -235,6 +244,7 @@ def test_what_costs_more_than_was_asked_for_is_void(folder: Path, data: Path, tm
     assert found.to_json()["void"] is True
 
 
+@pytest.mark.slow
 def test_layers_are_judged_whatever_their_recipe(folder: Path, data: Path, tmp_path: Path) -> None:
     """Also where no each-layer is, and where no pass takes data."""
     done = moeify.convert(folder, tmp_path / "out", recipe="markers", experts=4, top_k=3, calibrate=data, tokens=64)
@@ -253,6 +263,7 @@ def test_layers_are_judged_whatever_their_recipe(folder: Path, data: Path, tmp_p
     assert plain.nulls["model.layers.0.mlp"]["errors"]["converted"] > 0.01
 
 
+@pytest.mark.slow
 def test_a_conversion_that_loses_to_the_static_mask_says_so_first(folder: Path, data: Path) -> None:
     """The worst experts of a random router."""
     settings = {"insert-router.by": "random"}
@@ -325,6 +336,7 @@ def test_a_pipeline_by_hand_leaves_its_recipe_in_the_folder(tmp_path: Path) -> N
     assert recipe.build(registry()) == hand
 
 
+@pytest.mark.slow
 def test_peak_memory_of_a_plan_is_of_the_right_size(folder: Path, data: Path) -> None:
     plan = moeify.api.plan(folder, calibrate=data, tokens=64, experts=4)
     weights = 4 * plan.parameters_before
@@ -344,6 +356,7 @@ def test_what_cannot_work_is_refused_before_the_model_is_read(options: dict[str,
         moeify.convert(tmp_path / "not even there", tmp_path / "out", **options)
 
 
+@pytest.mark.slow
 def test_data_that_no_pass_reads_judge_the_layers(folder: Path, data: Path) -> None:
     done = moeify.convert(folder, recipe="random", experts=4, calibrate=data)
     assert done.report.notes == ("no pass of recipe random looks at data: they only judge the layers",)
@@ -353,6 +366,7 @@ def test_data_that_no_pass_reads_judge_the_layers(folder: Path, data: Path) -> N
     assert all(layer.nulls is None for layer in copied.report.layers)
 
 
+@pytest.mark.slow
 def test_the_report_names_the_calibration_data(folder: Path, data: Path) -> None:
     found = moeify.convert(folder, recipe="markers", experts=4, calibrate=data, tokens=64).report.data
     assert found is not None

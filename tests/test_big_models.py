@@ -58,6 +58,7 @@ CONVERSIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("caption", CONVERSIONS)
 def test_the_bytes_are_those_of_a_conversion_in_memory(
     caption: str, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -71,6 +72,7 @@ def test_the_bytes_are_those_of_a_conversion_in_memory(
     assert {p.dtype for p in moeify.load(tmp_path / "streamed").parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_weights_that_were_copied_are_in_memory_once(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped_pages, "LEAST", 1)
     site = moeify.open_model(dense, dtype="bf16").host.find()[0][0]
@@ -84,6 +86,7 @@ def test_weights_that_were_copied_are_in_memory_once(dense: Path, monkeypatch: p
         assert torch.equal(copy, values.float())
 
 
+@pytest.mark.slow
 def test_the_layers_lie_in_files_that_go_when_all_is_done(dense: Path, tmp_path: Path) -> None:
     shelves: list[list[str]] = []
 
@@ -99,6 +102,7 @@ def test_the_layers_lie_in_files_that_go_when_all_is_done(dense: Path, tmp_path:
         assert torch.equal(logits, moeify.load(tmp_path / "out")(input_ids=torch.arange(6)[None]).logits)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise RuntimeError("PytorchStreamWriter failed writing file data/0:\nfile write failed")
@@ -111,6 +115,7 @@ def test_a_full_disk_is_one_line(dense: Path, tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_of_what_streams_asks_for_a_layer(dense: Path) -> None:
     streamed = moeify.api.plan(dense, experts=4, dtype="bf16")
     held = moeify.api.plan(dense, experts=4, dtype="fp32")
@@ -119,6 +124,7 @@ def test_a_plan_of_what_streams_asks_for_a_layer(dense: Path) -> None:
     assert held.peak_memory > 4 * (held.parameters_before + held.parameters_after)
 
 
+@pytest.mark.slow
 def test_what_works_on_the_whole_model_is_planned_and_refused_as_such(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = open_outline(dense, dtype="bf16")
 
@@ -140,6 +146,7 @@ def test_what_works_on_the_whole_model_is_planned_and_refused_as_such(dense: Pat
         planned("markers", aligned=True)
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_exports(dense: Path) -> None:
     found = moeify.api.plan(dense, experts=4, dtype="bf16", export=("torch", "hf"))
     assert found.peak_memory > 2 * (found.parameters_before + found.parameters_after)

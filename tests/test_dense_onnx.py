@@ -19,6 +19,9 @@ from moeify.runtime.native import library
 from moeify.runtime.session import session
 from onnx_files import HIDDEN, NEURONS, Blocks, export, inputs
 
+#: They export whole models.
+pytestmark = pytest.mark.slow
+
 EXPORTERS: dict[str, dict[str, Any]] = {
     "torchscript-17": {"dynamo": False, "opset": 17},
     "dynamo-18": {"dynamo": True, "opset": 18},

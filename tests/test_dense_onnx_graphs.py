@@ -76,6 +76,7 @@ def three_sizes(path: Path) -> Feeds:
 GRAPHS = (shared_twice, convolutions, from_input_to_output, flat_rows, names_that_clash, three_sizes)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("graph", GRAPHS, ids=[graph.__name__ for graph in GRAPHS])
 def test_all_experts_on_give_what_the_graph_gave(graph: Any, tmp_path: Path) -> None:
     feeds = graph(tmp_path / "dense.onnx")
@@ -120,6 +121,7 @@ def test_caches_of_a_decoder_are_left_empty(tmp_path: Path) -> None:
         moeify.convert(path, tmp_path / "no", recipe="markers", calibrate=[{"input_ids": torch.full((4, 9), 13)}])
 
 
+@pytest.mark.slow
 def test_it_is_timed_beside_the_dense_file(tmp_path: Path) -> None:
     write(tmp_path / "dense.onnx", [*RELU, *REST], used())
     moeify.convert(tmp_path / "dense.onnx", tmp_path / "out", experts=4, top_k=2)

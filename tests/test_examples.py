@@ -17,6 +17,7 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_pipeline_by_hand() -> None:
     printed = run("pipeline_by_hand.py")
     assert "3 layers converted" in printed

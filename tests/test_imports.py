@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 # Loads what is not ours once, then forks a process for every list of modules, which imports them before any other of ours.
@@ -53,6 +55,7 @@ def python(code: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_module_imports_first_in_a_fresh_process() -> None:
     names = modules()
     assert {"moeify", "moeify.api", "moeify.cli.run", "moeify_passes"} <= set(names)
@@ -72,6 +75,7 @@ def test_importing_moeify_is_fast_and_loads_neither_torch_nor_the_passes() -> No
     assert statistics.median(float(seconds) for seconds, _ in runs) < 0.05
 
 
+@pytest.mark.slow
 def test_public_names_are_no_modules_whatever_was_imported_before() -> None:
     """A subpackage, once imported, takes the place of a function of the same name."""
     code = (

@@ -51,6 +51,7 @@ def test_rows_and_a_picture(model: Path, tmp_path: Path, options: dict[str, Any]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["rows.jsonl", "sweep.png", "sweep.svg"]
 
 
+@pytest.mark.slow
 def test_a_language_model_has_perplexities(tmp_path: Path, options: dict[str, Any]) -> None:
     ZOO["llama"]().model.save_pretrained(tmp_path / "llama")  # type: ignore[operator]  # a transformers model
     torch.save({"input_ids": ids(12, 16)}, tmp_path / "ids.pt")
@@ -60,6 +61,7 @@ def test_a_language_model_has_perplexities(tmp_path: Path, options: dict[str, An
     assert row["kl"] > 0
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_where_it_stopped(
     model: Path, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +89,7 @@ def test_a_sweep_goes_on_where_it_stopped(
     assert other.taken_over == 0
 
 
+@pytest.mark.slow
 def test_a_recipe_that_cannot_reach_a_budget_says_so_in_its_row(model: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     options |= {"recipes": ["static", "thor", "emoe"], "active": [0.02]}
     static, thor, emoe = moeify.sweep(model, tmp_path / "out", **options).rows

@@ -102,6 +102,7 @@ def train(model: nn.Module, x: Tensor, steps: int = 5) -> list[float]:
     return losses
 
 
+@pytest.mark.sampled
 @every_construction
 def test_converted_trained_saved_reloaded_and_exported_it_gives_the_same(options: dict[str, Any], tmp_path: Path) -> None:
     zoo, _ = upcycled(options, tmp_path / "out")
@@ -298,6 +299,7 @@ def test_a_converted_folder_is_not_upcycled(tmp_path: Path) -> None:
         moeify.convert(tmp_path / "out", tmp_path / "again", recipe="upcycle", factory=skeleton)
 
 
+@pytest.mark.slow
 def test_a_converted_module_is_not_upcycled() -> None:
     zoo, done = upcycled({"recipe": "upcycle", "experts": 2})
     with pytest.raises(InputError, match="the model is converted already: its feed-forward networks are MoE layers"):
@@ -363,6 +365,7 @@ def test_values_that_are_not_finite_are_found_where_they_are_read() -> None:
         read("0.inner.0.weight")
 
 
+@pytest.mark.slow
 def test_hugging_face_folders_are_checkpoints(tmp_path: Path) -> None:
     base, other = ZOO["llama"](), ZOO["llama"]()
     with torch.no_grad():
@@ -378,6 +381,7 @@ def test_hugging_face_folders_are_checkpoints(tmp_path: Path) -> None:
     assert main_output(call(done.model, base.example)).isfinite().all()
 
 
+@pytest.mark.slow
 def test_hugging_face_folders_of_another_width_are_refused_by_their_headers(tmp_path: Path) -> None:
     ZOO["llama"]().model.save_pretrained(tmp_path / "base")  # type: ignore[operator]  # a transformers model
     ZOO["qwen2"]().model.save_pretrained(tmp_path / "other")  # type: ignore[operator]  # a transformers model

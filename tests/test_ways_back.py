@@ -43,6 +43,7 @@ def upcycled(output: Path | None = None, **options: Any) -> tuple[nn.Module, Any
     return moeify.convert(zoo.model, output, example=zoo.example, **options).model, zoo.example
 
 
+@pytest.mark.slow
 def test_a_hugging_face_folder_comes_back_as_one(tmp_path: Path) -> None:
     zoo = ZOO["llama"]()
     zoo.model.save_pretrained(tmp_path / "llama")  # type: ignore[operator]  # a transformers model

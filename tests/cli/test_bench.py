@@ -31,6 +31,7 @@ def converted(moeify: Run) -> None:
     assert moeify(f"convert model.pt -o out {TINY} --experts 4 --top-k 2 --quiet").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("converted")
 def test_a_folder_is_timed_against_what_it_was_made_from(moeify: Run, tmp_path: Path) -> None:
     done = moeify(f"bench out --tokens 1,8 {TINY} {SHORT} --json --plot p.svg --keep files")
@@ -51,6 +52,7 @@ def test_a_folder_is_timed_against_what_it_was_made_from(moeify: Run, tmp_path: 
     assert sorted(path.name for path in (tmp_path / "files").iterdir()) == ["converted.onnx", "dense.onnx"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("converted")
 def test_the_dense_model_is_the_recorded_one_or_named(moeify: Run, tmp_path: Path) -> None:
     state = torch.load(tmp_path / "model.pt")

@@ -86,6 +86,7 @@ def test_wrong_data_to_evaluate_on_is_one_line(caption: str, data: str, words: t
     assert all(word in done.err for word in words), done.err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("converted")
 def test_an_export_writes_a_file_that_can_be_inspected(moeify: Run, tmp_path: Path) -> None:
     done = moeify(f"export out -o model.onnx {TINY} --json")
@@ -104,6 +105,7 @@ def test_an_export_writes_a_file_that_can_be_inspected(moeify: Run, tmp_path: Pa
     assert forced.out.startswith("model.onnx: ")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("converted")
 def test_a_lowering_is_chosen_and_reported(moeify: Run) -> None:
     done = moeify(f"export out -o standard.onnx {TINY} --lowering standard --tokens 64 --json")

@@ -190,6 +190,7 @@ OUTPUTS: list[Fault] = [
 FAULTS = [*USAGE, *RECIPES, *MODELS, *DATA, *OUTPUTS, *UPCYCLING]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("caption", "line", "code", "words"), FAULTS, ids=[f"{f[0]}: {f[1]}" for f in FAULTS])
 def test_a_fault_is_one_line_and_leaves_nothing(
     caption: str,
@@ -212,6 +213,7 @@ def test_a_fault_is_one_line_and_leaves_nothing(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("recipe", "model"),
     [

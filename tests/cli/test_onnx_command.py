@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from cli.command_line import Outcome
 from onnx_files import dense_onnx
 
 Run = Callable[[str], Outcome]
 
 
+@pytest.mark.slow
 def test_inspect_plan_convert_evaluate_and_export(moeify: Run, tmp_path: Path) -> None:
     dense_onnx(tmp_path / "dense.onnx")
     found = moeify("inspect dense.onnx --json")

@@ -31,6 +31,7 @@ CONVERT = f"convert model.pt -o out {TINY} --experts 4"
 ENDLESS = f"{CONVERT} --recipe markers --calibrate cli.tiny_models:endless --tokens 1000000000"
 
 
+@pytest.mark.slow
 def test_help_comes_at_once_and_without_torch(tmp_path: Path) -> None:
     def seconds() -> float:
         """Of the processor, so that what else runs on the machine does not count."""
@@ -45,6 +46,7 @@ def test_help_comes_at_once_and_without_torch(tmp_path: Path) -> None:
     assert done.stdout.endswith("False\n")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_conversion_and_leaves_nothing(tmp_path: Path, kept: Path) -> None:
     write_files(["model.pt"], tmp_path, kept)
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -72,6 +74,7 @@ def small_files_only() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_is_one_line_and_leaves_what_can_be_gone_on_with(tmp_path: Path, kept: Path) -> None:
     write_files(["model.pt"], tmp_path, kept)
     done = process(f"{CONVERT} --quiet", tmp_path, preexec_fn=small_files_only)

@@ -52,6 +52,7 @@ def stop_at(layer: int, monkeypatch: pytest.MonkeyPatch, at: str = "converting l
     monkeypatch.setattr(api, "convert", stopped)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("caption", CONVERSIONS)
 def test_a_resumed_conversion_gives_the_same_bytes(
     caption: str, moeify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -80,6 +81,7 @@ def test_a_conversion_may_be_ended_again_and_again(moeify: Run, tmp_path: Path, 
     assert "4 layers were taken over" in moeify(f"{MARKERS} --resume").err
 
 
+@pytest.mark.slow
 def test_an_alignment_goes_on_where_it_was_ended(moeify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = CONVERSIONS["aligned"]
     assert moeify(line).code == 0
@@ -104,6 +106,7 @@ CHANGED = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("before", "after", "named"), [c[1:] for c in CHANGED], ids=[c[0] for c in CHANGED])
 def test_another_conversion_is_not_gone_on_with(
     before: str, after: str, named: str, moeify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -68,6 +68,7 @@ def test_the_page_has_the_six_most_likely_mistakes_and_more() -> None:
     assert all(commands[0][1] for commands in SECTIONS.values()), "each begins with a mistake and its answer"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("title", SECTIONS)
 def test_a_mistake_is_answered_as_written_and_what_is_to_be_done_helps(
     title: str, moeify: Run, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -23,6 +23,7 @@ def ids(tmp_path: Path) -> None:
     torch.save(torch.randint(20, (8, 12), generator=torch.Generator().manual_seed(3)), tmp_path / "ids.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ids")
 def test_a_module_of_torch_nn_needs_nothing_but_its_file(moeify: Run, tmp_path: Path) -> None:
     done = moeify("convert layers.pt -o out --experts 4 --top-k 4")
@@ -38,6 +39,7 @@ def test_a_module_of_torch_nn_needs_nothing_but_its_file(moeify: Run, tmp_path: 
     assert "2 feed-forward networks" in moeify("inspect layers.pt").out
 
 
+@pytest.mark.slow
 def test_another_class_needs_the_users_word_at_every_step(moeify: Run, tmp_path: Path) -> None:
     assert moeify("convert module.pt -o out --experts 4").code == 1
     assert moeify("convert module.pt -o out --experts 4 --top-k 4 --allow-pickle").code == 0
@@ -54,6 +56,7 @@ def test_another_class_needs_the_users_word_at_every_step(moeify: Run, tmp_path:
     assert torch.allclose(library.load(tmp_path / "out", allow_pickle=True)(x), dense(x), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_exported_program_needs_nothing_but_its_file(moeify: Run, tmp_path: Path) -> None:
     done = moeify("convert program.pt2 -o out --experts 4 --top-k 4 --export onnx")
     assert done.code == 0, done.err

@@ -28,6 +28,7 @@ def texts(path: Path) -> list[str]:
     return [json.loads(line)["text"] for line in path.read_text("utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_model_writes_rows_and_is_calibrated_on_them(moeify: Run, tmp_path: Path) -> None:
     done = moeify(f"{WRITE} -o own.jsonl")
     assert (done.code, done.err) == (0, "")
@@ -50,6 +51,7 @@ def test_json_says_what_was_written(moeify: Run, tmp_path: Path) -> None:
     assert moeify(f"{WRITE} -o other.jsonl --quiet") == Outcome(0, "", "")
 
 
+@pytest.mark.slow
 def test_a_seed_is_a_file(moeify: Run, tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
         assert moeify(f"{WRITE} -o {name}.jsonl --seed {seed}").code == 0
@@ -67,6 +69,7 @@ def test_what_stands_there_is_replaced_by_force_alone(moeify: Run, tmp_path: Pat
     assert texts(tmp_path / "own.jsonl")
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_nothing(moeify: Run, tmp_path: Path) -> None:
     moeify("inspect writer")
 
@@ -79,6 +82,7 @@ def test_an_interrupt_leaves_nothing(moeify: Run, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["writer"]
 
 
+@pytest.mark.slow
 def test_the_texts_are_those_of_the_tokens(moeify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moeify("inspect writer")
     rows = list[own_text.Row]()
@@ -100,6 +104,7 @@ def test_the_texts_are_those_of_the_tokens(moeify: Run, tmp_path: Path, monkeypa
     assert max(len(row.ids) for row in rows) <= 40
 
 
+@pytest.mark.slow
 def test_a_window_is_cut_to_the_positions_of_the_model(moeify: Run) -> None:
     moeify("inspect writer")
     config = json.loads(Path("writer/config.json").read_text())

@@ -69,6 +69,7 @@ def test_a_batch_of_which_nothing_is_left_takes_its_source_with_it() -> None:
     assert (data.order, left.order) == ([], [0, 0, 1, 0, 1])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("aligned", [False, True])
 def test_passes_see_no_row_that_an_alignment_is_judged_by(aligned: bool) -> None:
     texts: list[Batch] = [

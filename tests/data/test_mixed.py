@@ -42,6 +42,7 @@ def marks(batches: Iterable[Batch]) -> list[int]:
 ROWS = st.lists(st.integers(1, 5), min_size=1, max_size=6)
 
 
+@pytest.mark.slow
 @given(st.lists(ROWS, min_size=2, max_size=4), st.one_of(st.none(), st.integers(2, 40)))
 def test_batches_come_in_turn_until_all_end_or_the_limit_is_reached(rows: list[list[int]], limit: int | None) -> None:
     data = mixed([source(number, counts) for number, counts in enumerate(rows)], limit)

@@ -27,6 +27,9 @@ from moeify.layers.moe_layer import MoELayer
 from moeify.runtime.session import session
 from onnx_blocks import normal
 
+#: They export whole models.
+pytestmark = pytest.mark.slow
+
 HIDDEN, NEURONS = 64, 160
 #: A channel of the inputs that is so much larger than the others, as norms of language models have some.
 OUTLIER, FACTOR = 5, 60.0

@@ -193,6 +193,7 @@ def _umask() -> int:
     return mask
 
 
+@pytest.mark.slow
 def test_the_folder_says_nothing_of_the_machine(tmp_path: Path) -> None:
     loaded, layers = _huggingface("bert", tmp_path)
     folder = _save(loaded, layers, tmp_path / "out")

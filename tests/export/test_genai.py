@@ -27,6 +27,9 @@ from moeify.export.genai.decoders import check_class, decoder_example
 from moeify.export.genai.report import GenaiReport
 from moeify.export.onnx.report import OnnxReport
 
+#: They export whole models.
+pytestmark = pytest.mark.slow
+
 PROMPTS = ("The quick brown fox", "Line 7: lazy dogs,\n\tindented")
 #: What most of the tests write.
 FILES = ("genai_config.json", "model.onnx", "tokenizer.json", "tokenizer_config.json")

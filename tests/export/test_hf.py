@@ -43,6 +43,7 @@ HELD: list[tuple[str, str, str, dict[str, Any], str, float]] = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "recipe", "options", "target", "bound"), [c[1:] for c in HELD], ids=[c[0] for c in HELD])
 def test_a_stock_class_gives_what_the_converted_model_gives(
     name: str, recipe: str, options: dict[str, Any], target: str, bound: float, tmp_path: Path
@@ -74,18 +75,21 @@ def test_shared_experts_are_held_too(name: str, settings: dict[str, Any], target
     assert distance(done.model, load(tmp_path / "hf"), ids().flip(1)) < bound
 
 
+@pytest.mark.slow
 def test_heads_may_be_wider_than_their_share_of_the_hidden_state(tmp_path: Path) -> None:
     model = converted("qwen3", "upcycle", {"head_dim": 12}, experts=4).model
     export_hf(model, (ids(),), tmp_path / "hf")
     assert distance(model, load(tmp_path / "hf"), ids()) < 1e-5
 
 
+@pytest.mark.slow
 def test_all_experts_on_give_the_dense_model(tmp_path: Path) -> None:
     dense = decoder("llama").eval()
     export_hf(converted("llama", "emoe", experts=4, top_k=4).model, (ids(),), tmp_path / "hf")
     assert distance(dense, load(tmp_path / "hf"), ids()) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_process_without_moeify_loads_it(tmp_path: Path) -> None:
     model = converted("qwen3", "upcycle", experts=4).model
     export_hf(model, (ids(),), tmp_path / "hf")
@@ -105,6 +109,7 @@ def test_a_process_without_moeify_loads_it(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), want, rtol=0, atol=1e-5 * float(want.abs().max()))
 
 
+@pytest.mark.slow
 def test_convert_writes_it_beside_the_folder(tmp_path: Path) -> None:
     moeify.convert(decoder("llama"), tmp_path / "out", experts=4, top_k=2, example=(ids(),), export=("torch", "hf"))
     model = moeify.load(tmp_path / "out")
@@ -122,6 +127,7 @@ def test_convert_writes_it_beside_the_folder(tmp_path: Path) -> None:
     api.export_hf(tmp_path / "out", tmp_path / "hf", example=(ids(),), force=True)
 
 
+@pytest.mark.slow
 def test_the_card_shows_the_evaluations_that_the_folder_keeps(tmp_path: Path) -> None:
     dense: Any = decoder("llama")
     dense.save_pretrained(tmp_path / "dense")
@@ -154,6 +160,7 @@ def perplexity(found: Evaluation, model: str) -> float:
     return score.perplexity.value
 
 
+@pytest.mark.slow
 def test_what_no_class_holds_is_left_out_on_the_users_word_alone(tmp_path: Path) -> None:
     torch.save(ids(), tmp_path / "ids.pt")
     last = '    { name = "insert-router", top_k = 2 },\n'
@@ -182,6 +189,7 @@ REFUSED: list[tuple[str, str, str, dict[str, Any], dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "recipe", "options", "config", "message"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED]
 )
@@ -194,6 +202,7 @@ def test_what_does_not_fit_is_refused_with_the_reason(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_layers_of_two_shapes_are_refused(tmp_path: Path) -> None:
     model = converted("llama", "emoe", experts=4, top_k=2).model
     moeify.set_top_k(model, 3, layers="*.1.mlp")
@@ -233,6 +242,7 @@ def test_files_are_no_larger_than_asked(name: str, recipe: str, tmp_path: Path) 
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from moeify.export.hf import weights, writing
 

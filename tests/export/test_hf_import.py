@@ -66,6 +66,7 @@ def test_what_moeify_wrote_comes_back_as_it_was(name: str, recipe: Any, options:
     assert distance(before.model, after.model, ids()) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_carved_model_that_came_back_becomes_dense_again(tmp_path: Path) -> None:
     dense = decoder("llama").eval()
     converted("llama", "emoe", experts=4, top_k=2, output=tmp_path / "out")
@@ -75,6 +76,7 @@ def test_a_carved_model_that_came_back_becomes_dense_again(tmp_path: Path) -> No
     assert distance(dense, load(tmp_path / "dense"), ids()) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_trained_since_is_read_as_its_class_computes_it(tmp_path: Path) -> None:
     converted("llama", "emoe", experts=4, top_k=2, output=tmp_path / "out")
     api.export_hf(tmp_path / "out", tmp_path / "stock")
@@ -169,6 +171,7 @@ def test_a_deep_checkpoint_in_bfloat16_is_compared_layer_by_layer(tmp_path: Path
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_mixtral_goes_to_onnx_and_is_measured(tmp_path: Path) -> None:
     foreign("mixtral", num_local_experts=4).save_pretrained(tmp_path / "stock")
     api.import_hf(tmp_path / "stock", tmp_path / "back")

@@ -54,6 +54,7 @@ def test_gated_activation(name: str) -> None:
     assert_equal_to_reference(case_of(Variant(activation=name, gated=True, gate_bias=True, k=2)))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("k", [1, 2, 7, 20, 63, 64])
 def test_equal_scores_choose_the_lower_index(k: int) -> None:
     case = case_of(Variant(lead=(40,), sizes=(1,) * 64, k=k, ties=True, idle=True))

@@ -42,6 +42,7 @@ def test_a_file_holds_the_folded_layer(rule: Composition, tmp_path: Path) -> Non
     np.testing.assert_allclose(y, want, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.slow
 def test_a_layer_that_stands_in_for_bare_parameters_is_folded_too(tmp_path: Path) -> None:
     zoo = ZOO["bare-block"]()
     by: Any = {"kind": "lora", "rank": 2}

@@ -19,6 +19,9 @@ from moeify.runtime.native import wanted
 from moeify.runtime.session import session
 from zoo import ZOO, Zoo, ids, values
 
+#: They export whole models.
+pytestmark = pytest.mark.slow
+
 START, NEW = 1, 6
 
 Exported = tuple[Zoo, Path, OnnxReport]

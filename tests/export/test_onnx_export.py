@@ -112,6 +112,7 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("layer", "choice"),
     [(moe_layer(None), None), (moe_layer(None, threshold=0.2), None), (moe_layer(1, threshold=0.2, gate_rule="sigmoid"), 1)],
@@ -161,6 +162,7 @@ def test_a_layer_that_is_called_twice_in_place_of_nodes(lowering: str, tmp_path:
     assert sum(node.op_type == "TopK" for node in graph.node) == 2
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("lowering", ["portable", "standard", "contrib"])
 def test_half_precision_in_every_lowering(lowering: str, tmp_path: Path) -> None:
     layer = moe_layer(activation="silu", offsets=(3, 6, 9, 12, 15), idle=True).half()

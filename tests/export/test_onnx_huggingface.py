@@ -21,6 +21,9 @@ from moeify.runtime.native import register, wanted
 from moeify.runtime.session import session
 from zoo import EXPORTED, WITH_SITES, WITHOUT_SITES, ZOO, Zoo, ids
 
+#: They export whole models.
+pytestmark = pytest.mark.slow
+
 Exported = tuple[Zoo, Path, OnnxReport]
 
 #: Dense models, one of each kind of inputs.

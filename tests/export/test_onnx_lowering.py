@@ -84,6 +84,7 @@ def forms(variant: Variant) -> list[Form]:
     return found
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("caption", CAPTIONS)
 def test_every_form_gives_what_the_reference_gives(caption: str) -> None:
     case = case_of(VARIANTS[caption])

@@ -26,6 +26,9 @@ from moeify.layers.moe_layer import MoELayer
 from moeify.runtime.session import session
 from onnx_blocks import moe_layer, normal
 
+#: They export whole models.
+pytestmark = pytest.mark.slow
+
 HIDDEN = 64
 
 

@@ -33,6 +33,7 @@ class Routed(nn.Module):
         return self.moe(x), self.moe.router(x)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("caption", ROUTERS)
 def test_onnx_runtime_scores_as_the_eager_router(caption: str, tmp_path: Path) -> None:
     relative = ROUTERS[caption].output == "relative"

@@ -60,6 +60,7 @@ def test_noise_moves_a_model_as_far_as_it_is_sensitive() -> None:
         assert torch.equal(model(X), model(X))  # and without noise
 
 
+@pytest.mark.slow
 def test_such_a_model_is_exported_and_its_bound_is_said(tmp_path: Path) -> None:
     report = export_onnx(chaotic(), (X,), tmp_path / "m.onnx", precision="fp32")
     wide = [check for check in report.checks if check.bound > 1e-3]

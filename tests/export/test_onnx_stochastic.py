@@ -34,6 +34,7 @@ def seeds(path: Path) -> list[float]:
     return [attribute.f for node in nodes for attribute in node.attribute if attribute.name == "seed"]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_fixed_takes_the_very_experts_that_the_model_takes(top_k: int, tmp_path: Path) -> None:
     model = TokenModel(stochastic_layer(5, shared=2, top_k=top_k, inference="fixed")).eval()
@@ -70,6 +71,7 @@ def test_without_ids_sequence_and_place_decide_alike(tmp_path: Path) -> None:
     np.testing.assert_allclose(y, want[0].numpy(), atol=1e-5 * float(want[0].abs().max()))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("scope", ["forward", "sequence", "token"])
 def test_random_draws_are_uniform_by_scope_and_go_on_from_run_to_run(scope: Any, tmp_path: Path) -> None:
     model = TokenModel(stochastic_layer(4, seed=12345, scope=scope), scores=False).eval()
@@ -93,6 +95,7 @@ def test_random_draws_are_uniform_by_scope_and_go_on_from_run_to_run(scope: Any,
     assert np.array_equal(drawn(5), found[:5])
 
 
+@pytest.mark.slow
 def test_every_layer_of_a_model_draws_with_its_own_seed(tmp_path: Path) -> None:
     zoo = ZOO["nanogpt"]()
     settings = {"upcycle-experts.by": {"kind": "noise", "std": 0.5}, "insert-stochastic-experts.scope": "token"}

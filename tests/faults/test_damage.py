@@ -79,6 +79,7 @@ def test_an_input_of_something_else_is_named(content: bytes, kind: InputKind, ru
     assert refused(done, names(), kind.name), done
 
 
+@pytest.mark.sampled
 @kinds
 def test_an_input_cut_off_anywhere_is_named(kind: InputKind, run: Run) -> None:
     path = Path(kind.damaged)
@@ -91,6 +92,7 @@ def test_an_input_cut_off_anywhere_is_named(kind: InputKind, run: Run) -> None:
         assert refused(done, before, kind.name) or (kind.cut == "perhaps" and fitting(done)), (end, done)
 
 
+@pytest.mark.sampled
 @guarded
 def test_a_flipped_bit_is_told(kind: InputKind, run: Run) -> None:
     path = Path(kind.damaged)

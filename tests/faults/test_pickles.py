@@ -122,12 +122,14 @@ def test_the_traps_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 PAIRS = sorted({(shape, carrier) for shape in SHAPES for carrier in list(CARRIERS)[:3]} | {("eval", c) for c in CARRIERS})
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("shape", "carrier"), PAIRS)
 def test_an_object_that_runs_code(shape: str, carrier: str, moeify: Run, tmp_path: Path) -> None:
     CARRIERS[carrier](tmp_path / carrier, SHAPES[shape]())
     refuse_everywhere(carrier, moeify, tmp_path)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("shape", RAW)
 @pytest.mark.parametrize("name", ["m.pt", "archive.pt", "m.bin", "m.pkl"])
 def test_a_pickle_written_by_hand(shape: str, name: str, moeify: Run, tmp_path: Path) -> None:
@@ -149,6 +151,7 @@ def refuse_everywhere(name: str, moeify: Run, folder: Path) -> None:
         assert {path.name for path in folder.iterdir()} == set(before)
 
 
+@pytest.mark.slow
 def test_a_folder_is_read_from_its_safetensors_alone(moeify: Run, tmp_path: Path) -> None:
     FILES["llama"](tmp_path / "llama")
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "modeling_llama.py"):

@@ -69,6 +69,7 @@ STEPS: list[tuple[str, object, str]] = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO], ids=errno.errorcode.get)
 @pytest.mark.parametrize(("owner", "name"), [s[1:] for s in STEPS], ids=[s[0] for s in STEPS])
 def test_a_disk_that_fails_at_any_step_leaves_no_result(

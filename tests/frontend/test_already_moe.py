@@ -63,6 +63,7 @@ def output(model: Any) -> Tensor:
         return main_output(model(input_ids=ids(), use_cache=False))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", [name for name, case in MODELS.items() if not case[1]])
 def test_experts_are_not_found(name: str) -> None:
     found = api.inspect(build(name))
@@ -81,6 +82,7 @@ def test_a_stock_checkpoint_is_imported_and_not_converted(run: Callable[..., Any
         run(tmp_path / "stock", experts=4)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", [name for name, case in MODELS.items() if case[1]])
 def test_experts_stay_as_they_are_and_the_model_computes_the_same(name: str, tmp_path: Path) -> None:
     dense = build(name)
@@ -99,6 +101,7 @@ def test_experts_stay_as_they_are_and_the_model_computes_the_same(name: str, tmp
     assert distance(output(again), expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_model_of_nothing_but_experts_is_refused_with_the_reason() -> None:
     with pytest.raises(InputError, match=r"2 refused, the first model\.layers\.0\.mlp: it is a Mixture of Experts already"):
         moeify.convert(build("Mixtral"), experts=4)

@@ -80,6 +80,7 @@ def test_an_adapter_is_merged(options: dict[str, Any], saved: Path, tmp_path: Pa
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_adapter_goes_the_whole_way_without_a_network(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("the network was used")

@@ -89,6 +89,7 @@ def test_a_program_converts_and_comes_back(name: str, tmp_path: Path) -> None:
     assert distance(output(again, example), output(done.model, example)) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_program_goes_the_whole_way(tmp_path: Path) -> None:
     from moeify import api
 

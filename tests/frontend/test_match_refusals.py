@@ -15,6 +15,7 @@ def found_in(model: nn.Module, *example: Tensor) -> Found:
     return match(model, trace(model, example))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("caption", REFUSALS)
 def test_refusal(caption: str) -> None:
     case = REFUSALS[caption]()
@@ -33,6 +34,7 @@ def test_a_pooler_with_its_classifier_is_refused() -> None:
     assert [(r.path, r.reason) for r in refusals] == [("classifier", "its output has 2 values, its input 16")]
 
 
+@pytest.mark.slow
 def test_experts_of_a_mixture_are_refused_once_a_layer() -> None:
     for name in ("mixtral", "qwen2-moe"):
         refusals = traced_zoo(name)[2].refusals

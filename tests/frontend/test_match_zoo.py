@@ -92,6 +92,7 @@ def test_calls_can_be_cut_out(name: str) -> None:
             assert all(user in call.inside or user is call.y for inner in call.inside for user in inner.users)
 
 
+@pytest.mark.slow
 def test_dropout_is_found() -> None:
     rates = {}
     for name in ("encoder-pre-relu", "nanogpt", "gpt2", "bart", "t5"):

@@ -49,6 +49,7 @@ def test_the_same_sites_are_found_without_weights(name: str, tmp_path: Path) -> 
     assert text(outline) == text(open_model(folder))
 
 
+@pytest.mark.slow
 def test_a_plan_is_the_same_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved("llama", tmp_path)
     options: dict[str, Any] = {"experts": 4, "top_k": 2}

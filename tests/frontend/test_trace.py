@@ -22,6 +22,7 @@ from zoo_computes import computes
 from zoo_modules import HIDDEN, Residual, mlp
 
 
+@pytest.mark.slow
 def test_weights_are_neither_copied_nor_held() -> None:
     model = built(lambda: nn.Sequential(Residual(mlp()), Residual(mlp())))
     example = (values(2, 7, HIDDEN),)

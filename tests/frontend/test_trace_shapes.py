@@ -47,6 +47,7 @@ def test_a_batch_of_one_does_not_fix_the_batch_size() -> None:
     torch.testing.assert_close(traced.run(zoo.model, (ids(4, 3),))[0], zoo.run((ids(4, 3),)))
 
 
+@pytest.mark.slow
 def test_one_tensor_given_twice_is_two_inputs() -> None:
     zoo = ZOO["t5"]()
     tokens = ids(2, 5)

@@ -25,6 +25,7 @@ def _state(model: nn.Module) -> tuple[list[bool], list[Any], bool]:
     return [m.training for m in model.modules()], configs, torch.backends.mha.get_fastpath_enabled()
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_was() -> None:
     zoo = ZOO["llama"]()
     zoo.model.train()

@@ -121,6 +121,7 @@ def fuzz(name: str, folder: Path, examples: int, derandomize: bool) -> None:
     read()
 
 
+@pytest.mark.sampled
 @pytest.mark.usefixtures("small")
 @EACH
 def test_damaged_files(name: str, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def check_compiled(layer: MoELayer, backend: str) -> None:
                 torch.testing.assert_close(found, eager)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("caption", SPECS)
 def test_compiled_layer_equals_eager(caption: str) -> None:
     check_compiled(MoELayer.from_spec(SITE, SPECS[caption]), "aot_eager")
@@ -88,6 +89,7 @@ def test_a_new_budget_reaches_the_compiled_layer() -> None:
     assert not torch.allclose(before, layer(inputs(5)))
 
 
+@pytest.mark.slow
 def test_compiled_under_autocast_equals_eager() -> None:
     layer = MoELayer.from_spec(SITE, SPECS["top-2, gate one"])
     with torch.autocast("cpu", torch.bfloat16):
@@ -108,6 +110,7 @@ def test_compiled_training_keeps_hidden_dropout() -> None:
     torch.testing.assert_close(compiled(inputs(5)), layer(inputs(5)))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("caption", "strict"), [*((caption, False) for caption in SPECS), ("top-2, gate one", True)])
 def test_export_gives_one_node_a_layer(caption: str, strict: bool) -> None:
     layer = MoELayer.from_spec(SITE, SPECS[caption]).eval()

@@ -212,6 +212,7 @@ def stack() -> nn.Module:
     return ZOO["residual-stack"]().model
 
 
+@pytest.mark.slow
 def test_a_smearing_model_trains_saves_loads_and_exports(tmp_path: Path) -> None:
     zoo = ZOO["residual-stack"]()
     moeify.convert(zoo.model, tmp_path / "out", example=zoo.example, experts=4, settings={"insert-router.by": "random"})

@@ -72,6 +72,7 @@ def test_a_sum_that_an_integer_does_not_hold() -> None:
     assert message in refusal(arrays, case)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("bits", [8, 4])
 def test_any_change_of_any_shape_is_an_error_or_an_answer(bits: int) -> None:
     rng = np.random.default_rng(1)

@@ -90,6 +90,7 @@ def test_absent_attributes_have_the_defaults_of_the_schema() -> None:
     np.testing.assert_array_equal(run_session(node_session(model, native=True), case), expected)
 
 
+@pytest.mark.slow
 def test_any_change_of_any_shape_is_an_error_or_an_answer() -> None:
     """Random shapes, some of them empty, in random inputs: whatever comes back, the process lives."""
     rng = np.random.default_rng(1)

@@ -63,6 +63,7 @@ def test_the_error_on_tokens_never_seen_falls(caption: str, kind: str) -> None:
     assert RefitOutputs().foresee(site, before.config(site)) == after.config(site)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["routed", "idle", "static", "gates"])
 def test_the_weights_are_those_of_the_normal_equations(kind: str) -> None:
     """In float64, from outputs of the reference alone: the layer is linear in what is fitted."""

@@ -85,6 +85,7 @@ def test_importance_is_what_autograd_finds_at_the_neurons(name: str, loss: str) 
         assert float(effect.max()) > 0
 
 
+@pytest.mark.slow
 def test_padding_is_left_out_and_the_parameters_get_no_gradient() -> None:
     zoo, graph = opened("llama")
     FindFeedForward().run(graph, PassContext())

@@ -129,6 +129,7 @@ def test_padding_is_left_out() -> None:
     assert {len(torch.cat(inputs)) for inputs in listen.heard.values()} == {int(mask.sum())}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("own", [False, True], ids=["encoder's alone", "both streams'"])
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_in_an_encoder_decoder_each_stream_has_its_own_padding(name: str, own: bool) -> None:

@@ -192,6 +192,7 @@ def test_it_goes_on_after_the_last_finished_block(prefix: Any, tmp_path: Path) -
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_blocks_of_other_settings_data_or_weights_are_not_taken_over(tmp_path: Path) -> None:
     def resumed(model: nn.Module, given: list[Batch], **options: Any) -> bool:
         options = {**FEW, "layers": "0.*", "folder": tmp_path, **options}
@@ -231,6 +232,7 @@ def test_every_way_of_rewriting(name: str) -> None:
     assert all(report.after < report.before for report in reports)
 
 
+@pytest.mark.slow
 def test_a_dense_model_on_disk(tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path / "dense")  # type: ignore[operator]  # a transformers model
     model = moeify.convert(tmp_path / "dense", experts=3, recipe="drop-upcycle").model
@@ -286,6 +288,7 @@ def test_m2mkd_what_the_model_does_not_take_is_for_the_task() -> None:
     assert distill_modules(student(), stack(), named, task=task, **few) == expected
 
 
+@pytest.mark.slow
 def test_m2mkd_brings_a_language_model_nearer_to_its_dense_one() -> None:
     model = moeify.convert(llama(), example=batches(1)[0], recipe="drop-upcycle", experts=3).model
     before = divergence(llama(), model, batches(1, seed=5)).kl
@@ -298,6 +301,7 @@ def test_m2mkd_brings_a_language_model_nearer_to_its_dense_one() -> None:
     assert after < before
 
 
+@pytest.mark.slow
 def test_m2mkd_padding_does_not_count() -> None:
     """What stands under the mask at the end of a causal model's row changes nothing."""
     found: list[BlockReport] = []
@@ -353,6 +357,7 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("attempt", "error", "message"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED])
 def test_what_does_not_fit_is_refused_and_nothing_changes(attempt: Any, error: type[Exception], message: str) -> None:
     model = student()

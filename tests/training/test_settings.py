@@ -167,6 +167,7 @@ def test_padding_does_not_count() -> None:
     assert auxiliary_loss(model) == 0
 
 
+@pytest.mark.slow
 def test_each_forward_begins_anew_and_nothing_is_kept() -> None:
     model = Stack()
     set_training(model, **BOTH)

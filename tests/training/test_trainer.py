@@ -79,6 +79,7 @@ def test_it_trains_with_the_losses_and_logs_loads(tmp_path: Path, capsys: pytest
     assert "moe/dead" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_is_taken_up_again(tmp_path: Path) -> None:
     found = []
     for resumed in (False, True):
