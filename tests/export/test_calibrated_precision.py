@@ -18,7 +18,9 @@ from moeify.export.onnx.lowering.lower import lower
 from moeify.export.onnx.model_interface import model_interface
 from moeify.export.onnx.precision.calibrated_inputs import calibrate
 from moeify.export.onnx.precision.choices import check_calibration
+from moeify.export.onnx.precision.moe_outputs import calibrate_outputs
 from moeify.export.onnx.precision.product_inputs import ProductInput, product_inputs
+from moeify.export.onnx.precision.rounding import rounded
 from moeify.export.onnx.precision.router_nodes import router_nodes
 from moeify.export.onnx.report import OnnxReport
 from moeify.export.onnx.tracing import trace
@@ -107,14 +109,46 @@ def test_what_is_calibrated_is_nearer_to_the_model(reports: dict[tuple[str, bool
 
 def test_the_report_says_what_was_chosen(reports: dict[tuple[str, bool], OnnxReport]) -> None:
     assert reports["int8", False].calibrated == reports["int4", False].calibrated == ()
-    for precision, how in (("int8", "smoothed "), ("int4", "weighted, smoothed ")):
+    for precision, how, rows in (("int8", "smoothed ", []), ("int4", "weighted, smoothed ", ["rows of moe.down"])):
         report = reports[precision, True]
-        [choice] = report.calibrated
+        choice, *others = report.calibrated
         assert choice.name == "input of first"
         assert choice.how.startswith(how)
         assert choice.error < choice.nearest / 2
-        assert "calibrated: 1 of 1 inputs of products, squared error of products on held-out tokens " in str(report)
+        assert [other.name for other in others] == rows
+        count = 1 + len(rows)
+        assert f"calibrated: {count} of {count} choices, squared error of products on held-out tokens " in str(report)
         assert report.to_json()["calibrated"][0]["how"] == choice.how
+
+
+def test_rows_of_down_are_cut_off_where_that_is_nearer(reports: dict[tuple[str, bool], OnnxReport]) -> None:
+    """The chosen errors are those of the layer's own hidden values and stored weights."""
+    layer, held = uneven().moe, torch.cat([x.reshape(-1, HIDDEN)[70:] for (x,) in CALIBRATION])
+    assert layer.gate is not None
+    h = (nn.functional.silu(held @ layer.gate.T) * (held @ layer.up.T)).detach().numpy()
+    down = layer.down.detach().numpy()
+    ways = [rounded(down, 4, importance).restored for importance in (None, np.ones(HIDDEN, np.float32))]
+    expected = [np.square(h @ (way - down)).sum() / np.square(h @ down).sum() for way in ways]
+    choice = reports["int4", True].calibrated[1]
+    assert choice.how == "weighted"
+    assert (choice.nearest, choice.error) == pytest.approx(expected, rel=1e-3)
+    assert choice.error < choice.nearest
+    stored = {matrix.name: matrix.error for matrix in reports["int4", True].stored}
+    whole = {matrix.name: matrix.error for matrix in reports["int4", False].stored}
+    assert stored["moe.down"] < whole["moe.down"]
+
+
+def test_rows_that_are_no_nearer_for_it_are_rounded_to_the_nearest() -> None:
+    """Weights that are integers times a scale lose nothing as they are."""
+    model = uneven()
+    with torch.no_grad():
+        model.moe.down.copy_(torch.randint(-8, 8, model.moe.down.shape, generator=torch.Generator().manual_seed(0)))
+        model.moe.down[:, ::32] = -8
+    interface = model_interface(model, EXAMPLE)
+    graph = trace(interface, 20)
+    [choice], importance = calibrate_outputs(graph, product_inputs(graph, interface, CALIBRATION))
+    assert (choice.name, choice.how, importance) == ("rows of moe.down", "nearest", {})
+    assert choice.nearest == choice.error < 1e-10
 
 
 def test_inputs_are_those_of_the_model() -> None:

@@ -56,9 +56,9 @@ class StoredMatrix:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What calibration chose for an input of products. how: "nearest" where nothing else was better on held-out tokens, else
-    "smoothed" or "weighted" and how strongly (docs/quantisation.md). nearest, error: squared error of the products on those
-    tokens / squared products, a mean over matrices, rounded to the nearest and as chosen."""
+    """What calibration chose for an input of products, or for rows that products add up over. how: "nearest" where nothing else
+    was better on held-out tokens, else "smoothed" or "weighted" and how strongly (docs/quantisation.md). nearest, error: of the
+    products on those tokens, squared error / squared products, a mean over matrices, rounded to the nearest and as chosen."""
 
     name: str
     how: str
@@ -111,7 +111,7 @@ class OnnxReport:
         if every := self.calibrated:
             before, after = (sum(values) / len(every) for values in ([c.nearest for c in every], [c.error for c in every]))
             lines.append(
-                f"  calibrated: {sum(c.how != 'nearest' for c in every)} of {len(every)} inputs of products, squared error of "
+                f"  calibrated: {sum(c.how != 'nearest' for c in every)} of {len(every)} choices, squared error of "
                 f"products on held-out tokens {before:.1e} -> {after:.1e} on average"
             )
         for check in self.checks:

@@ -30,8 +30,8 @@ def quantise_moe(model: ir.Model, bits: int, rounding: MatrixRounding) -> None:
         for name, matrix in known.items():
             value = given[name]
             if (value, width) not in stored:
-                own, x = value.name or name, None if name == "down" else given["x"]
-                parts = rounding(own, f"{DOMAIN}::{QUANTISED}", matrix, width, x)
+                own, by = value.name or name, value if name == "down" else given["x"]
+                parts = rounding(own, f"{DOMAIN}::{QUANTISED}", matrix, width, by)
                 stored[value, width] = (_renamed(model, value, parts.unsigned), initializer(model, f"{own}_scale", parts.scale))
             given[name], given[f"{name}_scale"] = stored[value, width]
         _replace(node, given, width)

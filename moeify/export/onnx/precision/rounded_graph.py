@@ -11,6 +11,7 @@ from moeify.export.onnx.precision.choices import PRECISIONS
 from moeify.export.onnx.precision.dense_products import MICROSOFT, DenseProducts
 from moeify.export.onnx.precision.half_weights import halve
 from moeify.export.onnx.precision.matrix_rounding import MatrixRounding
+from moeify.export.onnx.precision.moe_outputs import calibrate_outputs
 from moeify.export.onnx.precision.moe_products import quantise_moe
 from moeify.export.onnx.precision.product_inputs import ProductInput
 from moeify.export.onnx.precision.router_nodes import router_nodes
@@ -44,8 +45,9 @@ def _quantise(model: ir.Model, bits: int, routers: set[ir.Node], inputs: Mapping
     import onnx_ir as ir
     from onnx_ir.passes import common
 
-    chosen, importance = calibrate(model, bits, routers, inputs)
-    rounding = MatrixRounding(importance)
+    of_rows, rows = calibrate_outputs(model, inputs) if bits == 4 else ([], {})
+    of_inputs, columns = calibrate(model, bits, routers, inputs)
+    rounding = MatrixRounding(columns | rows)
     dense = DenseProducts(model, bits, rounding)
     for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
         if node not in routers:
@@ -54,4 +56,4 @@ def _quantise(model: ir.Model, bits: int, routers: set[ir.Node], inputs: Mapping
     common.RemoveUnusedNodesPass()(model)  # and the floats that nothing reads any more
     if dense.replaced:
         model.graph.opset_imports[MICROSOFT] = 1
-    return Lower(tuple(rounding.stored), tuple(chosen))
+    return Lower(tuple(rounding.stored), (*of_inputs, *of_rows))
