@@ -71,9 +71,11 @@ template <int tokens, int rows, class W>
 inline void stream_rows(const Accumulation& a, Part part, std::int64_t row) {
   const auto bytes = static_cast<std::int64_t>(sizeof(W));
   const W* w = static_cast<const W*>(a.weights) + row * a.output + part.first;
-  const std::int64_t later = row + ceil_div(kSoon, part.count * bytes);  // the row that is asked for
-  const char* const ahead = later + rows <= a.rows ? reinterpret_cast<const char*>(w + (later - row) * a.output)
-                                                   : near_of(a.ahead, ((later - a.rows) * a.output + part.first) * bytes);
+  // Asked for are the same rows `soon` columns on, and behind their end those below.
+  const std::int64_t some = kSoon / (rows * bytes) / Vec::lanes * Vec::lanes, soon = some < part.count ? some : part.count;
+  const char* const here = reinterpret_cast<const char*>(w + soon);
+  const char* const below = (row + 2 * rows <= a.rows ? reinterpret_cast<const char*>(w + rows * a.output)
+                                                      : near_of(a.ahead, part.first * bytes)) + (soon - part.count) * bytes;
   float* y[tokens];
   Vec h[tokens][rows];
   for (int t = 0; t < tokens; ++t) {
@@ -82,6 +84,7 @@ inline void stream_rows(const Accumulation& a, Part part, std::int64_t row) {
   }
   for (std::int64_t c = 0; c + Vec::lanes <= part.count; c += Vec::lanes) {
     Vec weights[rows];
+    const char* const ahead = c + soon < part.count ? here : below;
     for (int r = 0; r < rows; ++r) {
       prefetch(ahead + (r * a.output + c) * bytes);
       weights[r] = load(w + r * a.output + c);
