@@ -72,7 +72,8 @@ inline void stream_rows(const Accumulation& a, Part part, std::int64_t row) {
   const auto bytes = static_cast<std::int64_t>(sizeof(W));
   const W* w = static_cast<const W*>(a.weights) + row * a.output + part.first;
   // Asked for are the same rows `soon` columns on, and behind their end those below.
-  const std::int64_t some = kSoon / (rows * bytes) / Vec::lanes * Vec::lanes, soon = some < part.count ? some : part.count;
+  const Reading reading = best_reading();
+  const std::int64_t some = reading.soon / (rows * bytes) / Vec::lanes * Vec::lanes, soon = some < part.count ? some : part.count;
   const char* const here = reinterpret_cast<const char*>(w + soon);
   const char* const below = (row + 2 * rows <= a.rows ? reinterpret_cast<const char*>(w + rows * a.output)
                                                       : near_of(a.ahead, part.first * bytes)) + (soon - part.count) * bytes;
@@ -86,7 +87,7 @@ inline void stream_rows(const Accumulation& a, Part part, std::int64_t row) {
     Vec weights[rows];
     const char* const ahead = c + soon < part.count ? here : below;
     for (int r = 0; r < rows; ++r) {
-      prefetch(ahead + (r * a.output + c) * bytes);
+      prefetch_into(reading.first, ahead + (r * a.output + c) * bytes);
       weights[r] = load(w + r * a.output + c);
     }
     for (int t = 0; t < tokens; ++t) {

@@ -3,8 +3,6 @@
 // tiles.h is.
 
 constexpr std::int64_t kColumns = 4 * kLanes;  // of a panel: four registers of sums
-// So far ahead are the same rows asked for: rows further down would lie in the same sets of the first cache as these do.
-constexpr std::int64_t kPanelsAhead = 8;
 
 inline std::int64_t quads(const Accumulation8& a) { return ceil_div(a.rows, 4); }
 
@@ -142,12 +140,15 @@ inline void stream_few(const Accumulation8& a, std::int64_t columns) {
 template <int together>
 MOEIFY_INLINED inline void stream_more_quads(const Accumulation8& a, std::int64_t q, std::int64_t from, std::int64_t to,
                                              std::int32_t* sums, std::int64_t stride) {
+  // The same rows are asked for some columns on: rows further down may lie in the sets of the first cache that these do.
+  const Reading reading = best_reading();
+  const std::int64_t some = reading.soon / (4 * together) / kColumns * kColumns, soon = some < to - from ? some : to - from;
   const std::uint8_t* rows = a.weights + 4 * q * a.output;
   const std::uint8_t* below = q + together < quads(a) ? rows + 4 * together * a.output : a.weights + (to - from);
   for (std::int64_t column = from; column < to; column += kColumns) {
-    const std::int64_t ahead = column + kPanelsAhead * kColumns;
+    const std::int64_t ahead = column + soon;
     const std::uint8_t* next = ahead < to ? rows + ahead : below + from + (ahead - to);
-    for (int r = 0; r < 4 * together; ++r) prefetch_surely(reinterpret_cast<const char*>(next + r * a.output));
+    for (int r = 0; r < 4 * together; ++r) prefetch_into(reading.first, reinterpret_cast<const char*>(next + r * a.output));
     const Quads<together> quads(a, q, column);
     for (std::int64_t t = 0; t < a.count; ++t)
       quads.add(a.h.values + t * a.h.stride + 4 * q, sums + t * stride + (column - from));

@@ -97,6 +97,6 @@ inline void prefetch(const char* p) {
   (void)p;
 #endif
 }
-inline void prefetch_surely(const char* p) { prefetch(p); }
+inline void prefetch_into(bool, const char* p) { prefetch(p); }
 
 }  // namespace moeify::plain

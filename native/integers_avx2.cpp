@@ -4,6 +4,7 @@
 
 #include "bytes_avx2.h"
 #include "kernels.h"
+#include "reading.h"
 #include "stored.h"
 
 namespace moeify {

@@ -4,6 +4,7 @@
 
 #include "bytes_plain.h"
 #include "kernels.h"
+#include "reading.h"
 #include "stored.h"
 
 namespace moeify {

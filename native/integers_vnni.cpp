@@ -8,6 +8,7 @@
 
 #include "bytes_vnni.h"
 #include "kernels.h"
+#include "reading.h"
 #include "stored.h"
 
 namespace moeify {

@@ -1,6 +1,7 @@
 // The inner loops for avx2.
 #include "activation_names.h"
 #include "kernels.h"
+#include "reading.h"
 #include "vector_avx2.h"
 
 namespace moeify {

@@ -5,6 +5,7 @@
 #endif
 #include "activation_names.h"
 #include "kernels.h"
+#include "reading.h"
 #include "vector_avx512.h"
 
 namespace moeify {

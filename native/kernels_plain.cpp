@@ -1,6 +1,7 @@
 // The inner loops for plain.
 #include "activation_names.h"
 #include "kernels.h"
+#include "reading.h"
 #include "vector_plain.h"
 
 namespace moeify {

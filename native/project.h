@@ -57,9 +57,10 @@ template <int tokens, int rows, class W>
 inline void stream_rows(const Projection& p, std::int64_t row) {
   const auto bytes = static_cast<std::int64_t>(sizeof(W));
   const W* const w = static_cast<const W*>(p.weights) + row * p.hidden;
+  const Reading reading = best_reading();
   const std::int64_t left = (p.rows - row) * p.hidden * bytes;
   each_part(p.hidden, [&](Part part) {
-    const std::int64_t later = rows * part.first * bytes + kSoon;
+    const std::int64_t later = rows * part.first * bytes + reading.soon;
     const char* ahead = left > later ? reinterpret_cast<const char*>(w) + later : near_of(p.ahead, later - left);
     const float* x[tokens];
     for (int t = 0; t < tokens; ++t) x[t] = p.x + (p.tokens ? p.tokens[t] : t) * p.hidden + part.first;
@@ -76,7 +77,7 @@ inline void stream_rows(const Projection& p, std::int64_t row) {
     };
     std::int64_t k = 0;
     for (; k + Vec::lanes <= part.count; k += Vec::lanes) {
-      for (int r = 0; r < rows; ++r, ahead += Vec::lanes * bytes) prefetch(ahead);
+      for (int r = 0; r < rows; ++r, ahead += Vec::lanes * bytes) prefetch_into(reading.first, ahead);
       add([](const auto* from) { return load(from); }, k);
     }
     if (k < part.count) add([&](const auto* from) { return load_part(from, part.count - k); }, k);

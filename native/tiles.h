@@ -10,9 +10,6 @@
 
 constexpr int kFew = 4;               // tokens for which memory sets the pace: weights are streamed in their order
 constexpr int kStreamed = 20;         // the same for integers, whose products are faster
-// Bytes that are asked for ahead of a stream, into the first cache. (Bytes of one token on a Zen 4, in GB/s: 38 to 44; 34 to 36 into
-// the second one; 30 to 41 by 8 kB, 36 to 42 by 20.)
-constexpr std::int64_t kSoon = 12288;
 
 // Asks for what is ahead evenly over the steps of a kernel, up to kLines cache lines a step.
 constexpr int kLines = 4, kLine = 64;

@@ -71,6 +71,6 @@ inline void store_sums(float* p, Vec a, Vec b, Vec c, Vec d) {
   _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1)));
 }
 
-inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+#include "prefetch_x86.h"
 
 }  // namespace moeify::avx2

@@ -61,6 +61,6 @@ inline void store_sums(float* p, Vec a, Vec b, Vec c, Vec d) {
   _mm_storeu_ps(p, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, all)));
 }
 
-inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+#include "prefetch_x86.h"
 
 }  // namespace moeify::avx512

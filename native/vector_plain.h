@@ -104,5 +104,6 @@ inline void prefetch(const char* p) {
   (void)p;
 #endif
 }
+inline void prefetch_into(bool, const char* p) { prefetch(p); }
 
 }  // namespace moeify::plain

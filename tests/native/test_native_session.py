@@ -87,8 +87,9 @@ def test_a_library_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.Mon
     assert not run_session(session(path, native=False), case).any()
 
 
+@pytest.mark.parametrize("ahead", ["first", "second"])
 @pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
-def test_instruction_sets_agree(isa: str, tmp_path: Path) -> None:
+def test_instruction_sets_agree(isa: str, ahead: str, tmp_path: Path) -> None:
     """The environment asks for a lesser one, in a process of its own; sums differ in their last bits only."""
     path, case = lying_file(tmp_path)
     np.savez(tmp_path / "x.npz", x=case.inputs["x"], scores=case.inputs["scores"])
@@ -97,7 +98,7 @@ def test_instruction_sets_agree(isa: str, tmp_path: Path) -> None:
         "np.save(sys.argv[3], session(sys.argv[1]).run(None, x)[0])"
     )
     arguments = [sys.executable, "-c", script, str(path), str(tmp_path / "x.npz"), str(tmp_path / "y.npy")]
-    subprocess.run(arguments, check=True, env={"MOEIFY_NATIVE_ISA": isa, "PATH": ""})
+    subprocess.run(arguments, check=True, env={"MOEIFY_NATIVE_ISA": isa, "MOEIFY_NATIVE_AHEAD": ahead, "PATH": ""})
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected(case), atol=1e-5)
 
 
