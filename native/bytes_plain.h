@@ -90,13 +90,6 @@ inline void store_sums(std::int32_t* p, Ints a, Ints b, Ints c, Ints d) {
   for (int i = 0; i < 4; ++i) p[i] = all[i]->v[0] + all[i]->v[1] + all[i]->v[2] + all[i]->v[3];
 }
 
-inline void prefetch(const char* p) {
-#if defined(__GNUC__)
-  __builtin_prefetch(p, 0, 2);
-#else
-  (void)p;
-#endif
-}
-inline void prefetch_into(bool, const char* p) { prefetch(p); }
+#include "prefetch_plain.h"
 
 }  // namespace moeify::plain
