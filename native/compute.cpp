@@ -4,6 +4,7 @@
 #include "compute.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "activation_names.h"
 #include "restored.h"
@@ -32,9 +33,10 @@ class Call {
     first_down_ = next_down(layer_, scratch_, 0, 0);
     stripes_ = threads_.load(std::memory_order_relaxed);
     const bool bytes = layer_.attributes.bits == 8;
-    if (bytes) spread(pool, &Call::round_x, rounding_pieces(count_ * layer_.hidden));
+    if (bytes) spread(pool, &Call::round_x, pieces_of(count_ * layer_.hidden));
+    place_x(pool);
     spread(pool, &Call::hidden_task, scratch_.tasks.size());
-    if (bytes) spread(pool, &Call::round_hidden, rounding_pieces(static_cast<std::int64_t>(scratch_.hidden.size())));
+    if (bytes) spread(pool, &Call::round_hidden, pieces_of(static_cast<std::int64_t>(scratch_.hidden.size())));
     stripes_ = threads_.load(std::memory_order_relaxed);
     by_tokens_ = count_ >= 16 * stripes_;
     spread(pool, &Call::output_task, static_cast<std::size_t>(stripes_));
@@ -59,10 +61,29 @@ class Call {
     --working_;
   }
 
-  // Few values are rounded faster than threads wake up.
-  std::size_t rounding_pieces(std::int64_t values) {
+  // Few values are copied or rounded faster than threads wake up.
+  std::size_t pieces_of(std::int64_t values) {
     pieces_ = values < (64 << 10) ? 1 : stripes_;
     return static_cast<std::size_t>(pieces_);
+  }
+
+  void place_x(const Pool& pool) {
+    x_ = layer_.x + first_ * layer_.hidden;
+    x_stride_ = rows_apart(layer_, count_);
+    if (x_stride_ == layer_.hidden) return;
+    constexpr std::size_t line = 64;
+    std::size_t bytes = static_cast<std::size_t>(count_ * x_stride_) * sizeof(float) + line;
+    scratch_.apart.resize(std::max(scratch_.apart.size(), bytes / sizeof(float)));
+    void* to = scratch_.apart.data();
+    apart_ = static_cast<float*>(std::align(line, bytes - line, to, bytes));
+    spread(pool, &Call::copy_x, pieces_of(count_ * layer_.hidden));
+    x_ = apart_;
+  }
+
+  void copy_x(std::size_t piece) {
+    const auto i = static_cast<std::int64_t>(piece);
+    for (std::int64_t t = count_ * i / pieces_; t < count_ * (i + 1) / pieces_; ++t)
+      std::copy_n(x_ + t * layer_.hidden, layer_.hidden, apart_ + t * x_stride_);
   }
 
   void round_x(std::size_t piece) {
@@ -107,7 +128,8 @@ class Call {
     const Group& group = group_of(task);
     if (group.bits == 8) return project_bytes(task, weights, scale, bias, h, ahead);
     Projection p{};
-    p.x = layer_.x + (first_ + (group.tokens ? 0 : task.first)) * layer_.hidden;
+    p.x = x_ + (group.tokens ? 0 : task.first) * x_stride_;
+    p.x_stride = x_stride_;
     p.tokens = group.tokens ? group.tokens + task.first : nullptr;
     p.count = task.count;
     p.weights = row_of(group.bits, weights, task.row, layer_.hidden);
@@ -226,7 +248,9 @@ class Call {
   Scratch& scratch_;
   const std::int64_t first_, count_;
   Ahead first_down_{nullptr, nullptr};
-  std::int64_t stripes_ = 1, pieces_ = 1;
+  const float* x_ = nullptr;  // of the first token, as weights meet it
+  float* apart_ = nullptr;
+  std::int64_t x_stride_ = 0, stripes_ = 1, pieces_ = 1;
   bool by_tokens_ = false;
   Member member_ = nullptr;
   std::atomic<int> working_{0};

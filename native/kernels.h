@@ -16,7 +16,8 @@ struct Ahead {
 
 // h[t, r] = x[tokens[t]] . weights[r] + bias[r] for t < count, r < rows.
 struct Projection {
-  const float* x;               // [.., hidden]
+  const float* x;               // rows at a distance of x_stride
+  std::int64_t x_stride;
   const std::int32_t* tokens;   // which rows of x; null: 0, 1, 2 ..
   std::int64_t count;
   const void* weights;          // [rows, hidden]

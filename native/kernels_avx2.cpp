@@ -8,7 +8,7 @@ namespace moeify {
 namespace avx2 {
 namespace {
 
-constexpr int kProjectTokens = 3, kAccumulateVectors = 2;
+constexpr int kProjectTokens = 3, kAccumulateVectors = 2, kFew = 4;
 #include "kernels_impl.h"
 
 }  // namespace

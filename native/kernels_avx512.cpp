@@ -12,7 +12,7 @@ namespace moeify {
 namespace avx512 {
 namespace {
 
-constexpr int kProjectTokens = 6, kAccumulateVectors = 4;
+constexpr int kProjectTokens = 6, kAccumulateVectors = 4, kFew = 6;
 #include "kernels_impl.h"
 
 }  // namespace

@@ -1,5 +1,6 @@
 // The inner loops on vectors, written once. Included once an instruction set, after its vector header and the sizes
-// kProjectTokens and kAccumulateVectors, inside its namespace.
+// kProjectTokens, kAccumulateVectors and kFew, inside its namespace. Up to kFew tokens memory sets the pace: weights are streamed
+// in their order.
 //
 // A tile of tokens and rows (or columns) is held in registers. The sum of one value of h or y is made in the same order
 // whatever the tile, so that a token's result does not depend on the other tokens of the call.

@@ -7,6 +7,7 @@ namespace {
 
 constexpr std::int64_t kHiddenValues = 4 << 20;   // values of h at a time, where a token allows
 constexpr std::int64_t kTokens = 1024;            // at a time, at most
+constexpr std::int64_t kMany = 64;                // tokens for which a copy of x pays
 constexpr std::int64_t kWeightBlock = 512 << 10;  // bytes of weights that stay in the cache
 
 std::int64_t clamp(std::int64_t value, std::int64_t low, std::int64_t high) { return std::max(low, std::min(value, high)); }
@@ -134,6 +135,11 @@ std::int64_t tokens_at_once(const Layer& layer) {
 std::int64_t rows_at_once(int bits, std::int64_t columns) {
   const std::int64_t bytes = columns * bits / 8;
   return clamp(kWeightBlock / std::max<std::int64_t>(bytes, 1), 8, 64) / 4 * 4;
+}
+
+std::int64_t rows_apart(const Layer& layer, std::int64_t count) {
+  constexpr std::int64_t page = 4096 / sizeof(float), line = 64 / sizeof(float);
+  return layer.attributes.bits != 8 && count >= kMany && layer.hidden % page == 0 ? layer.hidden + line : layer.hidden;
 }
 
 Ahead rows_of(int bits, const void* matrix, std::int64_t row, std::int64_t rows, std::int64_t columns) {

@@ -38,6 +38,7 @@ struct Scratch {
   std::vector<Group> groups;
   std::vector<Task> tasks;
   std::vector<float> hidden;
+  std::vector<float> apart;          // x, where its rows do not serve as they lie (rows_apart)
   std::vector<std::int8_t> rounded;  // x, then h of each group of 8 bits
   std::vector<float> steps;
   std::vector<std::int32_t> shifts;
@@ -52,6 +53,10 @@ std::int64_t tokens_at_once(const Layer& layer);
 
 // Rows of that many columns whose weights stay in the cache while tokens pass.
 std::int64_t rows_at_once(int bits, std::int64_t columns);
+
+// The distance of rows of x that are read together; where it is not `hidden`, x is copied first. Rows that lie whole pages apart
+// share their lines of the first cache.
+std::int64_t rows_apart(const Layer& layer, std::int64_t count);
 
 // Weights [row, row + rows) x columns as bytes.
 Ahead rows_of(int bits, const void* matrix, std::int64_t row, std::int64_t rows, std::int64_t columns);

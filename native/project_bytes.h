@@ -1,6 +1,8 @@
 // x times the weights of neurons, both bytes. Included as tiles.h is.
 
 constexpr int kRows = 4;                  // of a tile, for few tokens
+constexpr int kFew = 4;                   // tokens whose sums registers hold while weights are streamed
+constexpr int kStreamed = 20;             // tokens for which memory sets the pace
 constexpr std::int64_t kNear = 24 << 10;  // bytes of x that stay in the first cache
 
 inline std::int64_t token_of(const Projection8& p, std::int64_t t) { return p.tokens ? p.tokens[t] : t; }

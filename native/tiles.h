@@ -8,9 +8,6 @@
 #define MOEIFY_INLINED
 #endif
 
-constexpr int kFew = 4;               // tokens for which memory sets the pace: weights are streamed in their order
-constexpr int kStreamed = 20;         // the same for integers, whose products are faster
-
 // Asks for what is ahead evenly over the steps of a kernel, up to kLines cache lines a step.
 constexpr int kLines = 4, kLine = 64;
 

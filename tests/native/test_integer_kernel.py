@@ -59,6 +59,7 @@ WIDE = {
         lead=(2, 50), hidden=288, output=160, sizes=(100, 65, 3), k=1, gated=True, idle=True, output_bias=True
     ),
     "two parts of hidden": Variant(lead=(9,), hidden=2080, output=2112, sizes=(12, 13), k=1, up_bias=True),
+    "rows of x whole pages apart": Variant(lead=(70,), hidden=1024, output=64, sizes=(13, 12, 6), shared=9, k=1, rank=3),
     "more tokens than at once": Variant(lead=(1100,), hidden=32, output=32, sizes=(3, 5), k=1, idle=True),
 }
 

@@ -53,6 +53,8 @@ WIDE = {
         lead=(2, 170), hidden=257, output=129, sizes=(100, 65, 3), k=1, gated=True, idle=True, output_bias=True
     ),
     "two parts of hidden": Variant(lead=(9,), hidden=2050, output=64, sizes=(12, 12), k=1, up_bias=True),
+    "six tokens, wide": Variant(lead=(6,), hidden=3090, output=80, sizes=(11, 6), shared=7, k=1, gated=True, gate_bias=True),
+    "rows of x whole pages apart": Variant(lead=(150,), hidden=2048, output=64, sizes=(13, 12, 6), shared=9, k=1, rank=3),
     "more tokens than at once": Variant(lead=(1100,), hidden=8, output=8, sizes=(3, 5), k=1, idle=True),
 }
 
@@ -147,7 +149,7 @@ def test_idle_experts_are_not_computed() -> None:
     np.testing.assert_allclose(run_model(node_model(case, body=False), case, native=True), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("caption", ["many tokens, fine experts", "many tokens", "two parts of hidden"])
+@pytest.mark.parametrize("caption", [c for c in WIDE if c not in ("one token", "few tokens, fine experts")])
 def test_a_token_does_not_depend_on_its_neighbours_or_on_threads(caption: str) -> None:
     """Bit for bit: a prompt at once, one by one, and on several threads."""
     case = case_of(WIDE[caption])
