@@ -30,8 +30,12 @@ INSTRUCTION_SETS = {
     "kernels_avx512": _AVX512,
     "integers_vnni": (*_AVX512, "-mavx512vnni"),
 }
-# Sums are made in the order that the source says: no contraction but where it says fma, no -ffast-math.
-FLAGS = ("-std=c++17", "-O3", "-g0", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-fvisibility-inlines-hidden")
+# Sums are made in the order that the source says: no contraction but where it says fma, no -ffast-math. Python is built with
+# -fwrapv and hands it on: counters that may wrap cost inner loops a tenth of their time, and none here does.
+FLAGS = (
+    "-std=c++17", "-O3", "-g0", "-fPIC", "-fno-wrapv", "-ffp-contract=off",
+    "-fvisibility=hidden", "-fvisibility-inlines-hidden",
+)  # fmt: skip
 
 
 class BuildLibrary(build_ext):
