@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -119,11 +120,12 @@ def presets() -> dict[str, Recipe]:
 
 
 def parse_setting(text: str) -> tuple[str, str, Any]:
-    """`PASS.OPTION=VALUE` -> (pass, option, value); the value is TOML, or else a plain string."""
+    """`PASS.OPTION=VALUE` -> (pass, option, value); the value is TOML, a number like `.5`, or else a plain string."""
     target, equals, value = text.partition("=")
     name, dot, option = target.strip().partition(".")
     if not (equals and dot and name and option):
         raise UsageError(f"--set {text!r} is not of the form PASS.OPTION=VALUE, such as cluster-neurons.experts=16")
+    value = re.sub(r"^\s*([+-]?)(\.\d+)\s*$", r"\g<1>0\2", value)  # TOML wants a digit before the point
     try:
         return name, option, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

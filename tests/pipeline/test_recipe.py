@@ -173,6 +173,9 @@ def test_setting_an_option_of_a_pass_that_is_not_there_is_refused() -> None:
     [
         ("a.b=1", ("a", "b", 1)),
         ("a.b=0.5", ("a", "b", 0.5)),
+        ("a.b=.5", ("a", "b", 0.5)),
+        ("a.b= -.25 ", ("a", "b", -0.25)),
+        ("a.b=.5.txt", ("a", "b", ".5.txt")),
         ("a.b=true", ("a", "b", True)),
         ("a.b = word", ("a", "b", "word")),
         ('a.b="3"', ("a", "b", "3")),
