@@ -25,7 +25,8 @@ def export(
         str, typer.Option(metavar="fp32|fp16|int8|int4", help="Of onnx, genai: how weights are stored.")
     ] = "fp32",
     calibrate: Annotated[
-        str | None, typer.Option(metavar="FILE|PKG.MOD:CALLABLE", help="Of int8, int4: data to round weights by.")
+        list[str] | None,
+        typer.Option(metavar="FILE|PKG.MOD:CALLABLE", help="Of int8, int4: data to round weights by; may be repeated."),
     ] = None,
     calibration_tokens: Annotated[
         int, typer.Option(metavar="N", parser=at_least(16), help="Tokens of it to read (rows, where it is not text).")
@@ -55,7 +56,7 @@ def export(
             raise UsageError("--max-shard-size is for --to hf")
         if precision != "fp32" and to == "hf":
             raise UsageError("--precision is for --to onnx and genai: a folder of hf keeps the weights as they are")
-        if calibrate is not None and to == "hf":
+        if calibrate and to == "hf":
             raise UsageError("--calibrate is for --to onnx and genai: a folder of hf keeps the weights as they are")
         given: dict[str, Any] = {"factory": factory, "example": example, "force": force, "allow_pickle": allow_pickle}
         report: OnnxReport | GenaiReport | HfReport
@@ -63,7 +64,7 @@ def export(
             report = api.export_hf(folder, output, lossy=lossy, max_shard_size=max_shard_size, progress=progress, **given)
         else:
             options: dict[str, Any] = {"precision": precision, "lowering": lowering, "tokens": _counts(tokens)}
-            options |= {"calibrate": calibrate, "calibration_tokens": calibration_tokens}
+            options |= {"calibrate": calibrate or None, "calibration_tokens": calibration_tokens}
             if to == "genai":
                 report = api.export_genai(folder, output, progress=progress, **options, **given)
             else:

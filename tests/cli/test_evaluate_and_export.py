@@ -155,6 +155,14 @@ def test_an_export_is_calibrated(moeify: Run) -> None:
 
 
 @pytest.mark.usefixtures("converted")
+def test_an_export_is_calibrated_on_several_sources(moeify: Run) -> None:
+    rows, batches = "--calibrate rows.pt", "--calibrate cli.tiny_models:batches"
+    command = f"export out -o model.onnx {TINY} --precision int8 --calibration-tokens 192 --json --force"
+    found = [moeify(f"{command} {sources}").data["calibrated"] for sources in (rows, batches, f"{rows} {batches}")]
+    assert len({choices[0]["nearest"] for choices in found}) == 3
+
+
+@pytest.mark.usefixtures("converted")
 def test_calibration_is_refused_where_it_chooses_nothing(moeify: Run, tmp_path: Path) -> None:
     for options, word in (
         ("", "this is fp32"),
