@@ -51,4 +51,5 @@ def train(rank: int, folder: str) -> None:
         losses.append(loss.item())
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     torch.save({"losses": losses, "model": state}, Path(folder) / f"{rank}.pt")
+    distributed.barrier()  # neither takes its connections down while the other still waits for them
     distributed.destroy_process_group()
