@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from moeify.errors import UsageError
-from moeify.ir.facts import ActivationSample
+from moeify.ir.facts import ActivationSample, Budget
 from moeify.ir.model_graph import ModelGraph
 from moeify.ir.moe_spec import MoESpec
 from moeify.pipeline.context import PassContext
 from moeify_passes.expert_rows import expert_rows, squared_norms
 from moeify_passes.held_site import held_site
 from moeify_passes.rewrite.insert_router import InsertRouter
+from moeify_passes.routers.choice import route_tokens
 from moeify_passes.routers.gain_regression import GainRegression
 from moeify_passes.routers.held_out import held_out
 from moeify_passes.routers.reduced_rank import ReducedRankFit
@@ -94,6 +95,33 @@ def test_a_dead_network_gets_equal_scores() -> None:
     assert bool((scores == scores[0, 0]).all())
 
 
+@pytest.mark.parametrize(("budget", "part"), [(0.1, 0.75), (0.3, 0.25), (0.4, 0.0), (0.7, 0.0), (None, 0.0)])
+def test_scores_are_evened_where_the_budget_is_small(budget: float | None, part: float) -> None:
+    site = random_site()
+    graph, context = split(site)
+    spec, x = graph.specs[site.path], correlated_inputs(40)
+    plain = GainRegression(rank=4).route(site, spec, context).scores(x)
+    if budget is not None:
+        context.put(site, Budget(budget))
+    evened = GainRegression(rank=4, even_below=0.4).route(site, spec, context).scores(x)
+    torch.testing.assert_close(evened, plain - part * plain.mean(1, keepdim=True), atol=1e-5, rtol=1e-5)
+
+
+def test_evened_scores_let_tokens_use_more_nearly_as_many_experts() -> None:
+    """At the same mean, which the threshold keeps."""
+    site = random_site()
+    used = {}
+    for even_below in (0.0, 1.0):
+        graph, context = split(site, size=2)
+        context.put(site, Budget(0.2))
+        by = GainRegression(rank=2, even_below=even_below)
+        InsertRouter(active=0.2, choice="threshold", by=by).run(graph, context)
+        x = context.get(site, ActivationSample).inputs
+        used[even_below] = route_tokens(graph.specs[site.path], x).chosen.sum(1).float()
+    assert float(used[1.0].mean()) == pytest.approx(float(used[0.0].mean()), rel=0.02)
+    assert float(used[1.0].std()) < 0.9 * float(used[0.0].std())
+
+
 def test_rank_is_a_count_or_a_part_of_the_inputs() -> None:
     config = MoESpec((torch.arange(48),)).config(random_site())
     assert [GainRegression(rank).shape(config).width for rank in (3, 50, 0.5, 0.01, 1.0)] == [3, 12, 6, 1, 12]
@@ -106,6 +134,7 @@ def test_rank_is_a_count_or_a_part_of_the_inputs() -> None:
         (lambda: GainRegression(rank=1.5), "gain-regression.rank is 1.5: choose a count"),
         (lambda: GainRegression(floor=0), "gain-regression.floor is 0: choose a number above 0"),
         (lambda: GainRegression(ridge=-1), "gain-regression.ridge is -1: choose a number above 0"),
+        (lambda: GainRegression(even_below=1.5), "gain-regression.even_below is 1.5: choose a fraction from 0 to 1"),
     ],
 )
 def test_refuses(make: Any, message: str) -> None:

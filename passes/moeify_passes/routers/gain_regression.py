@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moeify.errors import UsageError
-from moeify.ir.facts import ActivationSample, Fact
+from moeify.ir.facts import ActivationSample, Budget, Fact
 from moeify.ir.feed_forward import FeedForward
 from moeify.ir.moe_config import MoEConfig, RouterConfig
 from moeify.ir.moe_spec import MoESpec, Router
@@ -34,15 +34,20 @@ class GainRegression:
 
     rank: a count, or a fraction of the FFN's inputs; the router costs rank x (inputs + experts) weights. floor: gains far below
     this part of the mean one count as equal (above 0). ridge: penalty on squared weights for inputs scaled to variance 1.
+
+    even_below: where allocate-budget gave a layer less than this fraction, tokens are to differ less in how many experts a
+    threshold lets them use: a token's mean score, times 1 - budget / even_below, is taken off all of its scores (which leaves
+    their order, and top-k, as they are). 0: nowhere.
     """
 
     rank: int | float = 0.1
     floor: float = 0.5
     ridge: float = 0.01
+    even_below: float = 0.0
 
     kind: ClassVar[str] = "gain-regression"
     needs: ClassVar[tuple[type[Fact], ...]] = (ActivationSample,)
-    uses: ClassVar[tuple[type[Fact], ...]] = ()
+    uses: ClassVar[tuple[type[Fact], ...]] = (Budget,)
 
     def __post_init__(self) -> None:
         if self.rank <= 0 or (isinstance(self.rank, float) and self.rank > 1):
@@ -50,6 +55,8 @@ class GainRegression:
         for name in ("floor", "ridge"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"gain-regression.{name} is {getattr(self, name)}: choose a number above 0")
+        if not 0 <= self.even_below <= 1:
+            raise UsageError(f"gain-regression.even_below is {self.even_below}: choose a fraction from 0 to 1")
 
     def shape(self, config: MoEConfig) -> RouterConfig:
         """The router's shape in front of a layer of that shape."""
@@ -60,7 +67,15 @@ class GainRegression:
         """The router for the spec's experts, fitted on nine tenths of the sample."""
         x, _ = held_out(site, context.get(site, ActivationSample).inputs, context.generator("held-out", site))
         shape = self.shape(spec.config(site))
-        return Router(shape, gain_fit(site, spec, x, self.floor).solve(shape.width or 1, self.ridge))
+        tensors = gain_fit(site, spec, x, self.floor).solve(shape.width or 1, self.ridge)
+        for out in (tensors["weight_out"], tensors["bias_out"]):  # the mean over experts is linear, as scores are
+            out -= self._evened(site, context) * out.mean(0)
+        return Router(shape, tensors)
+
+    def _evened(self, site: FeedForward, context: PassContext) -> float:
+        """What part of a token's mean score is taken off."""
+        budget = context.find(site, Budget)
+        return 0.0 if budget is None or budget.active >= self.even_below else 1 - budget.active / self.even_below
 
 
 def gain_fit(site: FeedForward, spec: MoESpec, x: Tensor, floor: float) -> ReducedRankFit:
