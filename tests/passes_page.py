@@ -17,8 +17,9 @@ from moeify.cli.pass_page import OptionLine, PassPage, pass_page  # noqa: E402
 HEAD = """# Passes
 
 Every pass with its options, and the strategies that fill an option; `moeify passes NAME` prints the same. Set an option with
-`--set PASS.OPTION=VALUE`, a strategy with `--set PASS.OPTION=KIND` and, for its own options, in a recipe's TOML. An *analysis*
-finds facts, a *rewrite* changes what an FFN becomes. [recipes.md](recipes.md) says which passes a recipe has.
+`--set PASS.OPTION=VALUE`, a strategy with `--set PASS.OPTION=KIND`, and an option of the strategy that the recipe names with
+`--set PASS.OPTION.OPTION=VALUE`, such as `insert-router.by.rank=0.2`. An *analysis* finds facts, a *rewrite* changes what an
+FFN becomes. [recipes.md](recipes.md) says which passes a recipe has.
 
 This page is written by `python tests/passes_page.py`.
 """

@@ -82,9 +82,9 @@ class Recipe:
         return pass_name in pass_names(self.passes)
 
     def set(self, pass_name: str, option: str, value: Any) -> Recipe:
-        """The recipe with one option set wherever that pass stands.
+        """The recipe with one option set wherever that pass stands; `by.rank` is the option of the strategy that fills `by`.
 
-        Raises UsageError where the recipe has no such pass. A value None takes the option out.
+        Raises UsageError where the recipe has no such pass, or names no such strategy. A value None takes the option out.
         """
         if option in NOT_OPTIONS:
             raise UsageError(f"{pass_name}.{option} cannot be set: the passes of a recipe stand in its TOML file")

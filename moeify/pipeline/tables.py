@@ -56,14 +56,30 @@ def pass_names(steps: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def with_option(step: Mapping[str, Any], name: str, option: str, value: Any) -> dict[str, Any]:
-    """The table with that option set wherever the pass stands in it; None takes the option out."""
+    """The table with that option, or `option.option` of a strategy, set wherever the pass stands in it; None takes it out.
+
+    Raises UsageError where the table names no such strategy.
+    """
     changed = dict(step)
     if changed.get("name") == name:
+        changed = _with_own_option(changed, option, value, name)
+    if "pass" in changed:
+        changed["pass"] = [with_option(s, name, option, value) for s in changed["pass"]]
+    return changed
+
+
+def _with_own_option(table: Mapping[str, Any], option: str, value: Any, where: str) -> dict[str, Any]:
+    """The table of a pass or a strategy with that option set."""
+    changed, (first, dot, rest) = dict(table), option.partition(".")
+    if not dot:
         changed[option] = value
         if value is None:
             del changed[option]
-    if "pass" in changed:
-        changed["pass"] = [with_option(s, name, option, value) for s in changed["pass"]]
+        return changed
+    strategy, of = changed.get(first), f"{where}.{first}"
+    if not isinstance(strategy, Mapping | str):
+        raise UsageError(f"{of}.{rest} cannot be set: the recipe names no strategy for {of}; set that first, {of}=KIND")
+    changed[first] = _with_own_option({"kind": strategy} if isinstance(strategy, str) else strategy, rest, value, of)
     return changed
 
 

@@ -157,6 +157,22 @@ def test_an_option_is_set_inside_each_layer_and_taken_out_by_none() -> None:
     assert THINGS_RECIPE.passes[1]["pass"][0] == {"name": "group-things", "groups": 8}, "the recipe itself is as it was"
 
 
+def test_an_option_of_a_strategy_is_set_and_the_others_stay() -> None:
+    best = load_recipe("best").set("insert-router", "by.rank", 3)
+    [router] = [step for step in best.passes[2]["pass"] if step["name"] == "insert-router"]
+    assert router["by"] == {"kind": "gain-regression", "even_below": 0.4, "rank": 3}
+    named = THINGS_RECIPE.set("group-things", "by", "plain").set("group-things", "by.top", 0.1)
+    assert named.passes[1]["pass"][0] == {"name": "group-things", "groups": 8, "by": {"kind": "plain", "top": 0.1}}
+    assert named.set("group-things", "by.top", None).passes[1]["pass"][0]["by"] == {"kind": "plain"}
+
+
+def test_an_option_of_a_strategy_that_no_one_named_is_refused() -> None:
+    with pytest.raises(UsageError) as error:
+        THINGS_RECIPE.set("group-things", "by.top", 0.1)
+    reason = "the recipe names no strategy for group-things.by; set that first, group-things.by=KIND"
+    assert str(error.value) == f"group-things.by.top cannot be set: {reason}"
+
+
 def test_taking_out_an_option_that_is_not_there_changes_nothing() -> None:
     assert THINGS_RECIPE.set("group-things", "limit", None) == THINGS_RECIPE
 
@@ -182,6 +198,7 @@ def test_setting_an_option_of_a_pass_that_is_not_there_is_refused() -> None:
         ("a.b=x=y", ("a", "b", "x=y")),
         ("a.b=", ("a", "b", "")),
         ('a.by={kind = "plain", top = 0.1}', ("a", "by", {"kind": "plain", "top": 0.1})),
+        ("a.by.top=0.1", ("a", "by.top", 0.1)),
     ],
 )
 def test_a_setting_is_read(text: str, expected: tuple[str, str, Any]) -> None:
