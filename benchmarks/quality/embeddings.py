@@ -1,6 +1,6 @@
 """Sentence embeddings of all-MiniLM-L6-v2 before and after a conversion: their cosine, and what either says of words.
 
-PYTHONPATH=examples python -m benchmarks.quality.embeddings --recipe best --active 0.5 [--align minutes=10] [--write]
+PYTHONPATH=examples python -m benchmarks.quality.embeddings --active 0.5 [--align minutes=10] [--set ...] [--write]
 
 "SimLex-999": Spearman's correlation of the cosine of two words' embeddings with how alike people find the words.
 """
@@ -24,18 +24,20 @@ from benchmarks.rows import arguments, machine, show
 from moeify.frontend.load_model import load_model
 from moeify.frontend.loaded import LoadedModel
 from moeify.measure.load import expert_load, whole_active_fraction
+from moeify.pipeline.recipe import parse_setting
 
 #: Texts of each kind, and the tokens of each that are read.
 TEXTS, LENGTH = 200, 128
 
 
-def measured(recipe: str, active: float, tokens: int, align: str) -> dict[str, Any]:
+def measured(recipe: str, active: float, tokens: int, settings: list[str], align: str) -> dict[str, Any]:
     """One row."""
     dense = load_model(real_models.minilm())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         done = moeify.convert(
             real_models.minilm(), recipe=recipe, active=active, calibrate=calibration(folder), tokens=tokens,
+            settings=[parse_setting(text) for text in settings],
             align=moeify.Alignment.parse(align) if align else None,
         )  # fmt: skip
         texts = {}
@@ -48,7 +50,9 @@ def measured(recipe: str, active: float, tokens: int, align: str) -> dict[str, A
             figures = {"cosine": float(cosine.mean()), "least cosine": float(cosine.min()), "active": fraction}
             texts[title] = {key: round(value, 4) for key, value in figures.items()}
     row = {"benchmark": "embeddings", "model": "all-MiniLM-L6-v2", "recipe": recipe, "active": active}
-    row |= {"calibration tokens": tokens, "aligned": done.report.aligned and {"how": align, **done.report.aligned}}
+    row |= {"settings": settings, "calibration tokens": tokens}
+    row |= {"layers": [round(layer.active_fraction, 3) for layer in done.report.layers]}
+    row |= {"aligned": done.report.aligned and {"how": align, **done.report.aligned}}
     words = {"before": _word_similarity(dense.model, dense), "after": _word_similarity(done.model, dense)}
     return {**row, "texts": texts, "SimLex-999": words, "commit": commit(), **machine()}
 
@@ -80,9 +84,10 @@ def main() -> int:
     parser.add_argument("--recipe", default="best")
     parser.add_argument("--active", type=float, default=0.5)
     parser.add_argument("--tokens", type=int, default=16384, help="of calibration text")
+    parser.add_argument("--set", action="append", default=[], metavar="PASS.OPTION=VALUE")
     parser.add_argument("--align", default="", metavar="minutes=M|steps=N")
     given = parser.parse_args()
-    row = measured(given.recipe, given.active, given.tokens, given.align)
+    row = measured(given.recipe, given.active, given.tokens, given.set, given.align)
     show(row, given.write, RESULTS)
     return 0
 
