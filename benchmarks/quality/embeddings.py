@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 import moeify
 import real_models
-from benchmarks.quality.measure import RESULTS, commit
+from benchmarks.quality.measure import commit, show_unless_void
 from benchmarks.quality.texts import JUDGED, calibration
-from benchmarks.rows import arguments, machine, show
+from benchmarks.rows import arguments, machine
 from moeify.frontend.load_model import load_model
 from moeify.frontend.loaded import LoadedModel
 from moeify.measure.load import expert_load, whole_active_fraction
@@ -88,8 +88,7 @@ def main() -> int:
     parser.add_argument("--align", default="", metavar="minutes=M|steps=N")
     given = parser.parse_args()
     row = measured(given.recipe, given.active, given.tokens, given.set, given.align)
-    show(row, given.write, RESULTS)
-    return 0
+    return show_unless_void(row, given.active, given.write)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,15 @@ def measured(
     return row
 
 
+def show_unless_void(row: dict[str, Any], active: float, write: bool) -> int:
+    """Prints the row, and writes it where no text used more than 1 % above the budget; the exit code."""
+    void = [title for title, scores in row["texts"].items() if (scores["active"] or 0) > active * 1.01]
+    show(row, write and not void, RESULTS)
+    if void:
+        print(f"void: more than 1 % above the budget on {', '.join(void)}", file=sys.stderr)
+    return int(bool(void))
+
+
 def commit() -> str:
     """The commit that is checked out."""
     run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
@@ -89,12 +98,7 @@ def main() -> int:
     parser.add_argument("--align", default="", metavar="minutes=M|steps=N")
     given = parser.parse_args()
     row = measured(given.recipe, given.active, given.tokens, given.judged, given.set, given.align, given.own)
-    void = [title for title, scores in row["texts"].items() if (scores["active"] or 0) > given.active * 1.01]
-    show(row, given.write and not void, RESULTS)
-    if void:
-        print(f"void: more than 1 % above the budget on {', '.join(void)}", file=sys.stderr)
-        return 1
-    return 0
+    return show_unless_void(row, given.active, given.write)
 
 
 if __name__ == "__main__":
