@@ -29,7 +29,7 @@ from moeify.training.alignment import Aligned, Alignment
 from moeify.training.frozen_routing import frozen_routing, kept_budget
 from moeify.training.master_weights import MasterWeights
 from moeify.training.output_distance import mean_distance
-from moeify.training.product_precision import products
+from moeify.training.product_precision import Context, products
 from moeify.training.settings import check_trainable
 from moeify.training.teacher import Teacher
 
@@ -69,22 +69,22 @@ def align(
         for name, p in layer.named_parameters()
         if p.requires_grad and not name.startswith("router.")
     ]
+    precise = products(how.precision, trained[0])
     with (
         evaluation_mode(model, dense),
-        kept_budget(model, layers.values(), data.train),
+        kept_budget(model, layers.values(), data.train, precise),
         frozen_routing(layers.values()),
         _only_trained(model, trained),
     ):
-        return _run(model, dense, data, trained, how, None if state is None else StateFile(state), progress)
+        return _run(model, dense, data, trained, how, precise, None if state is None else StateFile(state), progress)
 
 
 def _run(
-    model: nn.Module, dense: nn.Module, data: Division, trained: list[nn.Parameter], how: Alignment, file: StateFile | None,
-    progress: Progress,
+    model: nn.Module, dense: nn.Module, data: Division, trained: list[nn.Parameter], how: Alignment, precise: Context,
+    file: StateFile | None, progress: Progress,
 ) -> Aligned:  # fmt: skip
-    weights = MasterWeights(trained)
+    started, weights = time.monotonic(), MasterWeights(trained)
     optimizer = torch.optim.AdamW(_groups(weights.masters), betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    started, precise = time.monotonic(), products(how.precision, trained[0])
     found = None if file is None else file.take_up(weights.masters, optimizer)
     weights.give_back()
     if found is None:

@@ -12,6 +12,7 @@ from moeify.ir.model_graph import Batch
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.routing import ChoiceRule, route
 from moeify.measure.outputs import run
+from moeify.training.product_precision import Context
 
 #: Rows on which the used share is measured, before and after.
 _SAMPLE = 16
@@ -36,17 +37,21 @@ def frozen_routing(layers: Collection[MoELayer]) -> Iterator[None]:
 
 
 @contextmanager
-def kept_budget(model: nn.Module, layers: Iterable[MoELayer], rows: Sequence[Batch]) -> Iterator[None]:
+def kept_budget(model: nn.Module, layers: Iterable[MoELayer], rows: Sequence[Batch], precise: Context) -> Iterator[None]:
     """Moves thresholds at the end so that a token uses as many neurons as at the start, in the mean over a sample of the rows.
+    precise: in what the model, but no router, multiplies as it is measured.
 
     A router that stays chooses otherwise when what it reads has changed: with top-k as many experts, with a threshold not.
     """
     free = [layer for layer in layers if layer.threshold is not None]
     sample = rows[:: max(1, len(rows) // _SAMPLE)][:_SAMPLE]
-    before = [_used(layer, scores, layer.threshold) for layer, scores in zip(free, _scores(model, free, sample))]
+    with precise():
+        before = [_used(layer, scores, layer.threshold) for layer, scores in zip(free, _scores(model, free, sample))]
     yield
     for _ in range(2):  # a layer's threshold changes what the next ones read
-        for layer, scores, wanted in zip(free, _scores(model, free, sample), before):
+        with precise():
+            found = _scores(model, free, sample)
+        for layer, scores, wanted in zip(free, found, before):
             layer.threshold = _threshold_for(layer, scores, wanted)
 
 
@@ -58,7 +63,7 @@ def _scores(model: nn.Module, layers: Sequence[MoELayer], rows: Sequence[Batch])
     found: list[list[Tensor]] = [[] for _ in layers]
 
     def keep(seen: list[Tensor], layer: MoELayer) -> object:
-        return layer.register_forward_pre_hook(lambda module, inputs: seen.append(layer.route(inputs[0]).scores))
+        return layer.register_forward_pre_hook(lambda module, inputs: seen.append(_exact(layer, inputs[0])))
 
     with ExitStack() as stack:
         for seen, layer in zip(found, layers):
@@ -66,6 +71,12 @@ def _scores(model: nn.Module, layers: Sequence[MoELayer], rows: Sequence[Batch])
         for row in rows:
             run(model, row)
     return [torch.cat(seen) for seen in found]
+
+
+def _exact(layer: MoELayer, x: Tensor) -> Tensor:
+    """Scores [tokens, experts] in the layer's own dtype: a threshold among scores of a few bits would lie in a heap of them."""
+    with torch.autocast(x.device.type, enabled=False):
+        return layer.route(x.to(next(layer.parameters()).dtype)).scores
 
 
 def _used(layer: MoELayer, scores: Tensor, threshold: float | None) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from moeify.errors import ConversionError
 from moeify.ir.model_graph import Batch
 from moeify.measure.outputs import main_output, run, visible_outputs
+from moeify.training.strips import strips
 
 
 @torch.no_grad()
@@ -25,16 +26,17 @@ def mean_distance(dense: nn.Module, model: nn.Module, batches: Iterable[Batch]) 
         same_shape(name, wanted.shape, found.shape)
         logits = name == "logits"
         kind = "KL(dense || converted)" if logits else "squared relative error"
-        distances = _divergences(wanted, found) if logits else relative_errors(wanted, found)
-        total, vectors = total + float(distances.sum()), vectors + len(distances)
+        distances = _divergences if logits else relative_errors
+        total += sum(float(distances(wanted[strip].float(), found[strip].float()).sum()) for strip in strips(wanted))
+        vectors += len(wanted)
     return total / max(vectors, 1), kind
 
 
 def counted_vectors(model: nn.Module, batch: Batch) -> tuple[str, Tensor]:
-    """The name of the main output and its vectors [vectors, width] in float32, but for those that the attention mask hides."""
+    """The name of the main output and its vectors [vectors, width] but for those that the attention mask hides."""
     name, output = main_output(run(model, batch))
     shown = visible_outputs(batch)
-    flat = output.reshape(-1, output.shape[-1]).float()
+    flat = output.reshape(-1, output.shape[-1])
     return name, flat if shown is None or shown.shape != output.shape[:-1] else flat[shown.flatten().to(flat.device)]
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from moeify.errors import UsageError
 
 Precision = Literal["auto", "float32", "bfloat16"]
+#: Makes a context to multiply in.
+Context = Callable[[], AbstractContextManager[object]]
 
 
 def check_precision(wanted: str) -> None:
@@ -21,7 +23,7 @@ def check_precision(wanted: str) -> None:
         raise UsageError(f"align.precision is {wanted!r}: choose one of {', '.join(get_args(Precision))}")
 
 
-def products(wanted: Precision, weight: Tensor) -> Callable[[], AbstractContextManager[object]]:
+def products(wanted: Precision, weight: Tensor) -> Context:
     """Makes contexts in which models with weights like this one multiply in that precision: torch.autocast."""
     device = weight.device.type
     half = wanted == "bfloat16" or (wanted == "auto" and weight.dtype == torch.float32 and quick_bfloat16(device))

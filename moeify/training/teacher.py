@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from moeify.ir.model_graph import Batch
+from moeify.training.likely_divergence import likely_divergence
 from moeify.training.output_distance import counted_vectors, relative_errors, same_shape
+from moeify.training.strips import log_totals
 
 #: Next tokens that are told apart, the likeliest; all others count as one.
 LIKELIEST = 64
@@ -42,14 +44,8 @@ class Answer:
         _, found = counted_vectors(model, batch)
         same_shape(self.name, (len(self.values), self.width), found.shape)
         if self.ids is None:
-            return relative_errors(self.values, found).mean()
-        logs = found.gather(-1, self.ids.long()) - found.logsumexp(-1, keepdim=True)
-        likely = self.values.exp()
-        divergences = (likely * (self.values - logs)).sum(-1)
-        if self.width > self.values.shape[-1]:
-            others, found_others = _others(likely), _others(logs.exp())
-            divergences = divergences + others * (others.log() - found_others.log())
-        return divergences.mean()
+            return relative_errors(self.values, found.float()).mean()
+        return likely_divergence(found, self.values, self.ids)
 
 
 @dataclass(eq=False)
@@ -75,11 +71,6 @@ class Teacher:
 def _asked(dense: nn.Module, batch: Batch) -> Answer:
     name, said = counted_vectors(dense, batch)
     if name != "logits":
-        return Answer(name, said.shape[-1], said, None)
+        return Answer(name, said.shape[-1], said.float(), None)
     logs, ids = said.topk(min(LIKELIEST, said.shape[-1]), -1)
-    return Answer(name, said.shape[-1], logs - said.logsumexp(-1, keepdim=True), ids.int())
-
-
-def _others(probabilities: Tensor) -> Tensor:
-    """What is left for all other tokens; never quite nothing, so that it has a logarithm."""
-    return (1 - probabilities.sum(-1)).clamp(min=1e-6)
+    return Answer(name, said.shape[-1], logs.float() - log_totals(said)[:, None], ids.int())
