@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import moeify
 import real_models
 from benchmarks.quality.measure import commit, show_unless_void
-from benchmarks.quality.texts import JUDGED, calibration
+from benchmarks.quality.texts import JUDGED, for_embeddings
 from benchmarks.rows import arguments, machine
 from moeify.frontend.load_model import load_model
 from moeify.frontend.loaded import LoadedModel
@@ -36,7 +36,7 @@ def measured(recipe: str, active: float, tokens: int, settings: list[str], align
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         done = moeify.convert(
-            real_models.minilm(), recipe=recipe, active=active, calibrate=calibration(folder), tokens=tokens,
+            real_models.minilm(), recipe=recipe, active=active, calibrate=for_embeddings(folder), tokens=tokens,
             settings=[parse_setting(text) for text in settings],
             align=moeify.Alignment.parse(align) if align else None,
         )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 
 import moeify
@@ -14,6 +16,8 @@ def calibration(folder: Path) -> Path:
     return _written(folder / "calibration.txt", [article[:6000] for article in _articles()[1::2]])
 
 
+#: Words of short texts.
+_LENGTHS = (1, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 #: Tokens of own_text: half of the 65,536 that it is a part of.
 OWN = 32_768
 
@@ -46,6 +50,18 @@ def for_alignment() -> list[Path]:
     return [folder / f"{seed}.jsonl" for seed in seeds]
 
 
+def for_embeddings(folder: Path) -> list[Path]:
+    """The calibration text as those who embed texts meet it: paragraphs, and pieces of 1 to 32 words in drawn order."""
+    paragraphs = [line for line in calibration(folder).read_text("utf-8").split("\n") if len(line) > 100]
+    words, draw, pieces = " ".join(paragraphs).split(), random.Random(0), list[str]()
+    while words:
+        length = min(draw.choice(_LENGTHS), len(words))
+        pieces.append(" ".join(words[:length]))
+        del words[:length]
+    draw.shuffle(pieces)
+    return [_documents(folder / f"{name}.jsonl", texts) for name, texts in (("paragraphs", paragraphs), ("pieces", pieces))]
+
+
 def same_kind(folder: Path) -> Path:
     """The other articles."""
     return _written(folder / "same-kind.txt", [article[:6000] for article in _articles()[::2]])
@@ -63,6 +79,11 @@ JUDGED = {"same kind": same_kind, "other domain": other_domain}
 def _articles() -> list[str]:
     text = real_models.encyclopaedic_text().read_text("utf-8")
     return [article for article in text.split("\n\n") if len(article) > 500]
+
+
+def _documents(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    return path
 
 
 def _written(path: Path, documents: list[str]) -> Path:

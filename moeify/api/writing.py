@@ -79,7 +79,7 @@ def write_text(
     target, kind = Path(output), device_of(device)
     _check(model, target, tokens, temperature, window, seed, force=force)
     from moeify.data.own_text import Sampler, Vocabulary, own_rows
-    from moeify.data.windows import TextEncoder
+    from moeify.data.text_encoder import TextEncoder
     from moeify.export.atomic import whole_file
     from moeify.frontend.one_token_attention import one_token_attention
 
@@ -103,7 +103,7 @@ def _check(
     model: str | Path, output: Path, tokens: int, temperature: float, window: int, seed: int, *, force: bool
 ) -> None:  # fmt: skip
     """What can be told before anything is read of the model."""
-    from moeify.data.windows import SHORTEST
+    from moeify.data.text_encoder import SHORTEST
     from moeify.export.atomic import check_target
     from moeify.frontend.sniff import sniff
 

@@ -11,13 +11,16 @@ from typing import Any
 
 from moeify.data.calls import batches_digest, called_batches, checked_batches
 from moeify.data.data_set import DataSet, Sourced, of_one, until
+from moeify.data.document_rows import document_batches, reads_documents
 from moeify.data.documents import json_documents, text_pieces
 from moeify.data.fitting import fit_to
 from moeify.data.importable import importable, is_importable_name
 from moeify.data.mixed import mixed, sources_of
 from moeify.data.sniff import FileKind, kind_of
 from moeify.data.tensors import read_tensors, row_batches
-from moeify.data.windows import SHORTEST, TextEncoder, first_of, text_inputs, window_batches
+from moeify.data.text_encoder import SHORTEST, TextEncoder
+from moeify.data.text_inputs import TextInputs
+from moeify.data.windows import first_of, window_batches
 from moeify.errors import InputError, UsageError
 from moeify.ir.model_graph import Batch
 
@@ -35,14 +38,16 @@ def open_data(
 ) -> DataSet:
     """Opens data for calibration, alignment, evaluation or benchmarks.
 
-    source: a text file, a .jsonl file with a field "text", a tensor file (.pt, .npz, .npy, .safetensors; first
-        dimension: rows), "package.module:callable" or a callable that gives an iterable of batches (called anew for each
-        iteration), or an iterable of batches. The content of a file decides, then its suffix. A list or tuple of files and
-        names is mixed (`mixed`): batches of each in turn, with its part of `batch` rows, until all are at their ends.
+    source: a text file, a .jsonl file with a field "text" (its documents are rows for a model that reads one text at a time,
+        such as a sentence encoder, else one text), a tensor file (.pt, .npz, .npy, .safetensors; first dimension: rows),
+        "package.module:callable" or a callable that gives an iterable of batches (called anew for each iteration), or an
+        iterable of batches. The content of a file decides, then its suffix. A list or tuple of files and names is mixed
+        (`mixed`): batches of each in turn, with its part of `batch` rows, until all are at their ends.
     tokenizer: for text; one of transformers, or alike. Its own special tokens go round each window.
     example: a batch that the model takes; data is given its form and held against it.
     window: tokens in a window of text, special tokens included (cut to what the tokenizer allows).
-    batch: rows in a batch. tokens: stop early (at so many tokens of one text, at the end of a batch otherwise).
+    batch: rows in a batch; of documents shorter than a window, as many as take their room.
+    tokens: stop early (at so many tokens of one text, at the end of a batch otherwise).
     input_names: the names of the model's positional inputs. vocabulary: token ids must be below it.
 
     Raises UsageError for an option out of bounds, InputError for a source that cannot be read or does not fit. What is
@@ -85,13 +90,18 @@ def _text(path: Path, kind: FileKind, tokenizer: Any, window: int, wanted: _Want
         )
     encoder = TextEncoder.of(tokenizer)
     encoder.content(window)
-    fill = text_inputs(wanted.example, str(path), wanted.names)
+    inputs = TextInputs.of(wanted.example, str(path), wanted.names)
     check = fit_to(None, wanted.names, wanted.vocabulary, str(path))
+    apart = kind == "jsonl" and reads_documents(encoder, inputs)
 
     def batches() -> Iterator[Sourced]:
         pieces = json_documents(path) if kind == "jsonl" else text_pieces(path)
         ids = first_of(islice(encoder.ids(pieces, kind == "jsonl"), wanted.tokens), str(path))
-        return of_one(map(check, window_batches(encoder, ids, window, wanted.batch, fill)))
+        if apart:
+            found = document_batches(encoder, json_documents(path), window, wanted.batch, wanted.tokens, inputs)
+        else:
+            found = window_batches(encoder, ids, window, wanted.batch, inputs)
+        return of_one(map(check, found))
 
     options = {"window": min(window, encoder.longest), "batch": wanted.batch, "limit": wanted.tokens}
     return _first(DataSet(kind, path.name, batches, lambda: _file_digest(path), options))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moeify.data.windows import TextEncoder
+from moeify.data.text_encoder import TextEncoder
 from moeify.errors import InputError
 
 #: Rows that are written at once, at most, and the bytes that their keys and values may take.

@@ -30,15 +30,16 @@ class Division:
                 yield number, batches[number]
 
     def _batches(self, generator: torch.Generator) -> list[Batch]:
-        """Every row in one of them, in drawn company that stays: so the dense model is asked about a batch once."""
-        drawn = [self.train[i] for i in torch.randperm(len(self.train), generator=generator).tolist()]
+        """Every row in one of them, in drawn company of its shape that stays: the dense model is asked about a batch once."""
+        begun: dict[str, list[Batch]] = {}
         batches = []
-        while drawn:
-            rows = [drawn.pop()]
-            while drawn and _shapes(drawn[-1]) == _shapes(rows[0]) and _tokens(rows) < self.tokens:
-                rows.append(drawn.pop())
-            batches.append(_joined(rows))
-        return batches
+        for i in reversed(torch.randperm(len(self.train), generator=generator).tolist()):
+            row = self.train[i]
+            rows = begun.setdefault(_shapes(row), [])
+            rows.append(row)
+            if _tokens(rows) >= self.tokens:
+                batches.append(_joined(begun.pop(_shapes(row))))
+        return [*batches, *map(_joined, begun.values())]
 
 
 def divide(batches: Iterable[Batch], tokens: int) -> Division:
@@ -68,8 +69,8 @@ def _joined(rows: list[Batch]) -> Batch:
     return tuple(joined.get(str(i), value) for i, value in enumerate(first))
 
 
-def _shapes(row: Batch) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in batch_tensors(row).items()}
+def _shapes(row: Batch) -> str:
+    return str({name: tuple(value.shape) for name, value in batch_tensors(row).items()})
 
 
 def _tokens(rows: Iterable[Batch]) -> int:
