@@ -31,7 +31,7 @@ class EffectWalk(OutputWalk):
         total, vectors = [0.0] * len(sites), 0
         for number in range(len(self._states)):
             values = self._states.load(number)
-            expected, logits = self._expected(values)
+            expected, logits = self._expected(number, values)
             start = 0
             for place, site in enumerate(sites):
                 call = self._found.calls[site.path][-1]
@@ -42,8 +42,8 @@ class EffectWalk(OutputWalk):
                 if only is None or place in only:
                     branch = {**values, call.y.name: disturbed}
                     self._run(branch, after, self._end)
-                    total[place] += moved(expected, self._main(branch)[1], logits)
-            vectors += expected[..., 0].numel()
+                    total[place] += moved(expected, self._main(number, branch)[1], logits)
+            vectors += len(expected)
         return [value / max(vectors, 1) for value in total]
 
 

@@ -22,23 +22,26 @@ class OutputWalk(GraphWalk):
         """The place of the node that gives the outputs."""
         return len(self._nodes) - 1
 
-    def _main(self, values: Values) -> tuple[str, Tensor]:
-        """The main output and its name, where values have come to the end."""
+    def _main(self, number: int, values: Values) -> tuple[str, Tensor]:
+        """The main output and its name, where values of batch `number` have come to the end: its vectors [vectors, width] (an
+        output without a last dim of its own: of width 1), without those of padding tokens."""
         output = self._nodes[-1]
         leaves = [self._value(leaf, values) if isinstance(leaf, fx.Node) else leaf for leaf in output.args[0]]
-        return main_output(pytree.tree_unflatten(leaves, self._traced.output_spec))
+        name, found = main_output(pytree.tree_unflatten(leaves, self._traced.output_spec))
+        vectors = found.reshape(-1, found.shape[-1] if found.ndim else 1)
+        return name, self._masks[number].real(vectors, output in self._decoding)
 
-    def _expected(self, values: Values) -> tuple[Tensor, bool]:
-        """What the dense model makes of values at the start of it, as `moved` takes it, and whether that is logits."""
+    def _expected(self, number: int, values: Values) -> tuple[Tensor, bool]:
+        """What the dense model makes of values at the start of the batch, as `moved` takes it, and whether that is logits."""
         whole: dict[str, Any] = dict(values)
         self._run(whole, 0, self._end)
-        name, output = self._main(whole)
+        name, output = self._main(number, whole)
         logits = name == "logits"
         return output.float().log_softmax(-1) if logits else output, logits  # once: a vocabulary is wide
 
 
 def moved(expected: Tensor, other: Tensor, logits: bool) -> float:
-    """How far an output has moved, summed over vectors, the last dim: KL(expected || other) in nats for logits, else the
+    """How far an output has moved, [vectors, width], summed over vectors: KL(expected || other) in nats for logits, else the
     squared relative error.
 
     expected: for logits the logarithms of their probabilities. other: as the model gives it.
@@ -53,6 +56,5 @@ def moved(expected: Tensor, other: Tensor, logits: bool) -> float:
 
 
 def _pairs(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    width = a.shape[-1] if a.ndim else 1
-    for d, m in zip(torch.split(a.reshape(-1, width), 256), torch.split(b.reshape(-1, width), 256)):
+    for d, m in zip(torch.split(a, 256), torch.split(b, 256)):
         yield d.float(), m.float()

@@ -35,14 +35,16 @@ class TrialWalk(OutputWalk):
         """That of the main output from the dense model's, as `Trial.distance` says."""
         modules = {path: _StandIn(stand_in) for path, stand_in in stand_ins.items()}
         goals, ends = self._goals, self._run_on(trial, {**trial.stand_ins, **modules}, self._end)
-        total = sum(moved(expected, self._main(values)[1], logits) for (expected, logits), values in zip(goals, ends))
-        return total / max(sum(expected[..., 0].numel() for expected, _ in goals), 1)
+        total = 0.0
+        for number, ((expected, logits), values) in enumerate(zip(goals, ends)):
+            total += moved(expected, self._main(number, values)[1], logits)
+        return total / max(sum(len(expected) for expected, _ in goals), 1)
 
     @cached_property
     def _goals(self) -> list[tuple[Tensor, bool]]:
         """The dense model's main output for each batch."""
         self._layers = None
-        return [self._expected(values) for values in self.start.values]
+        return [self._expected(number, values) for number, values in enumerate(self.start.values)]
 
     def _run_on(self, trial: BranchTrial, stand_ins: Mapping[str, nn.Module], end: int) -> tuple[Values, ...]:
         self._layers = stand_ins

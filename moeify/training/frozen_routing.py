@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from moeify.ir.model_graph import Batch
 from moeify.layers.moe_layer import MoELayer
 from moeify.layers.routing import ChoiceRule, route
-from moeify.measure.outputs import run
+from moeify.measure.outputs import run, visible
 from moeify.training.product_precision import Context
 
 #: Rows on which the used share is measured, before and after.
@@ -61,16 +61,23 @@ def _scores(model: nn.Module, layers: Sequence[MoELayer], rows: Sequence[Batch])
     if not layers:
         return []
     found: list[list[Tensor]] = [[] for _ in layers]
+    shown: list[Tensor | None] = []
 
     def keep(seen: list[Tensor], layer: MoELayer) -> object:
-        return layer.register_forward_pre_hook(lambda module, inputs: seen.append(_exact(layer, inputs[0])))
+        return layer.register_forward_pre_hook(lambda _, inputs: seen.append(_real(_exact(layer, inputs[0]), shown[-1])))
 
     with ExitStack() as stack:
         for seen, layer in zip(found, layers):
             stack.callback(keep(seen, layer).remove)  # type: ignore[attr-defined]  # torch's handle
         for row in rows:
+            shown.append(visible(row))
             run(model, row)
     return [torch.cat(seen) for seen in found]
+
+
+def _real(scores: Tensor, shown: Tensor | None) -> Tensor:
+    """Without those of padding tokens."""
+    return scores if shown is None or shown.numel() != len(scores) else scores[shown.flatten().to(scores.device)]
 
 
 def _exact(layer: MoELayer, x: Tensor) -> Tensor:

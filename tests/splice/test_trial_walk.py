@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from converted import opened
+from moeify.frontend.load_model import load_model
 from moeify.ir.feed_forward import FeedForward
-from moeify.ir.model_graph import StandIn
+from moeify.ir.model_graph import ModelGraph, StandIn
+from moeify.splice.eager_host import EagerHost
 from splice.test_effects import host_of, logits
 from zoo import ZOO, Zoo
 
@@ -66,3 +68,24 @@ def test_a_stand_in_stands_in_for_every_call(name: str) -> None:
             trial = trial.past(site, halved(site))
         assert trial.distance({}) == pytest.approx(ahead, rel=1e-5)
         assert ahead > 1e-6
+
+
+@pytest.mark.parametrize("name", ["albert", "distilbert"])
+def test_padding_does_not_count(name: str) -> None:
+    """Rows that are filled up are as far from the dense model as the same rows alone."""
+    zoo = ZOO[name]()
+    assert isinstance(zoo.example, dict)
+    ids = zoo.example["input_ids"][:1]
+    short, length = ids[:, :3], ids.shape[1]
+    padded = {key: value[:1].clone() for key, value in zoo.example.items()} | {"attention_mask": torch.ones_like(ids)}
+    padded["input_ids"][0, 3:] = 1
+    padded["attention_mask"][0, 3:] = 0
+    assert length > 3
+    alone = {key: value[:1, :3] for key, value in zoo.example.items()} | {"input_ids": short}
+    alone["attention_mask"] = torch.ones_like(short)
+    graph = ModelGraph(EagerHost(load_model(zoo.model, example=padded)))
+    sites, _ = graph.host.find()
+    functions = {site.path: halved(site) for site in sites}
+    with graph.host.trials([padded]) as filled, graph.host.trials([alone]) as bare:
+        assert bare.distance(functions) > 1e-6
+        assert filled.distance(functions) == pytest.approx(bare.distance(functions), rel=1e-3)

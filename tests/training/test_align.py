@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from converted import converted
 from moeify.errors import InputError, UsageError
 from moeify.ir.model_graph import Batch
 from moeify.layers.budget import moe_layers, set_threshold, set_top_k
+from moeify.layers.moe_layer import MoELayer
+from moeify.training import frozen_routing
 from moeify.training.align import align
 from moeify.training.align_data import divide
 from moeify.training.alignment import LARGEST_RATE, Aligned, Alignment
@@ -93,6 +96,24 @@ def test_a_threshold_moves_so_that_as_many_experts_run_as_before() -> None:
     align(model, dense, texts(), Alignment(minutes=None, steps=16, learning_rate=1.0, tokens=32))
     assert any(layer.threshold != 0 for layer in layers.values())
     assert used() == pytest.approx(before, rel=0.03)
+
+
+def test_a_budget_is_that_of_tokens_which_are_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = converted("distilbert", 3)[1].model.eval()
+    set_threshold(model, 0.0)
+    mask = torch.tensor([[1] * 5 + [0] * 7])
+    rows: list[Batch] = [{"input_ids": torch.full_like(mask, 3 + i), "attention_mask": mask} for i in range(4)]
+    measured: list[int] = []
+    used = frozen_routing._used
+
+    def heard(layer: MoELayer, scores: torch.Tensor, threshold: float | None) -> float:
+        measured.append(len(scores))
+        return used(layer, scores, threshold)
+
+    monkeypatch.setattr(frozen_routing, "_used", heard)
+    with frozen_routing.kept_budget(model, moe_layers(model).values(), rows, nullcontext):
+        pass
+    assert set(measured) == {4 * 5}
 
 
 def test_the_best_weights_stay_and_a_run_that_gets_worse_ends() -> None:
