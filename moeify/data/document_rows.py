@@ -10,7 +10,7 @@ from moeify.data.text_encoder import TextEncoder
 from moeify.data.text_inputs import TextInputs
 from moeify.ir.model_graph import Batch
 
-#: Rows are as long as a multiple of this, so that those of about one length are of one shape.
+#: Rows are as long as a multiple of this: so texts of about one length are of one shape.
 _STEP = 16
 
 
@@ -25,20 +25,19 @@ def document_batches(
 ) -> Iterator[Batch]:
     """Batches of documents, of which those longer than a window are several rows; `tokens` of text at most.
 
-    A batch has as many rows as take the room of `batch` full windows; the shorter ones are filled up, behind the mask.
+    A batch has rows of about one length, as many as take the room of `batch` full windows, filled up behind the mask. So texts
+    come in the order in which batches of their length are full.
     """
     around = len(encoder.prefix) + len(encoder.suffix)
     longest = encoder.content(window) + around
-    rows: list[list[int]] = []
-    width = 0
+    begun: dict[int, list[list[int]]] = {}
     for text in _runs(encoder, documents, longest - around, tokens):
-        own = min(-(-(len(text) + around) // _STEP) * _STEP, longest)
-        if (len(rows) + 1) * max(width, own) > batch * longest:
-            yield _filled_up(rows, width, encoder, inputs)
-            rows, width = [], 0
+        width = min(-(-(len(text) + around) // _STEP) * _STEP, longest)
+        rows = begun.setdefault(width, [])
         rows.append([*encoder.prefix, *text, *encoder.suffix])
-        width = max(width, own)
-    if rows:
+        if (len(rows) + 1) * width > batch * longest:
+            yield _filled_up(begun.pop(width), width, encoder, inputs)
+    for width, rows in begun.items():
         yield _filled_up(rows, width, encoder, inputs)
 
 

@@ -14,8 +14,8 @@ from moeify.layers.routing import ChoiceRule, route
 from moeify.measure.outputs import run, visible
 from moeify.training.product_precision import Context
 
-#: Rows on which the used share is measured, before and after.
-_SAMPLE = 16
+#: Tokens on which the used share is measured, before and after, and rows at least.
+_TOKENS, _ROWS = 8192, 16
 
 
 @contextmanager
@@ -44,7 +44,8 @@ def kept_budget(model: nn.Module, layers: Iterable[MoELayer], rows: Sequence[Bat
     A router that stays chooses otherwise when what it reads has changed: with top-k as many experts, with a threshold not.
     """
     free = [layer for layer in layers if layer.threshold is not None]
-    sample = rows[:: max(1, len(rows) // _SAMPLE)][:_SAMPLE]
+    step = max(1, len(rows) // _ROWS)
+    sample = [row for first in range(step) for row in rows[first::step]]
     with precise():
         before = [_used(layer, scores, layer.threshold) for layer, scores in zip(free, _scores(model, free, sample))]
     yield
@@ -57,7 +58,7 @@ def kept_budget(model: nn.Module, layers: Iterable[MoELayer], rows: Sequence[Bat
 
 @torch.no_grad()
 def _scores(model: nn.Module, layers: Sequence[MoELayer], rows: Sequence[Batch]) -> list[Tensor]:
-    """What each layer's router says to the rows, [tokens, experts]."""
+    """What each layer's router says to the first of the rows, [tokens, experts]."""
     if not layers:
         return []
     found: list[list[Tensor]] = [[] for _ in layers]
@@ -72,6 +73,8 @@ def _scores(model: nn.Module, layers: Sequence[MoELayer], rows: Sequence[Batch])
         for row in rows:
             shown.append(visible(row))
             run(model, row)
+            if sum(map(len, found[0])) >= _TOKENS and len(shown) >= _ROWS:
+                break
     return [torch.cat(seen) for seen in found]
 
 
