@@ -96,7 +96,7 @@ def _text(path: Path, kind: FileKind, tokenizer: Any, window: int, wanted: _Want
 
     def batches() -> Iterator[Sourced]:
         pieces = json_documents(path) if kind == "jsonl" else text_pieces(path)
-        ids = first_of(islice(encoder.ids(pieces, kind == "jsonl"), wanted.tokens), str(path))
+        ids = first_of(islice(encoder.ids(pieces, kind == "jsonl"), wanted.tokens), str(path))  # refuses what holds no text
         if apart:
             found = document_batches(encoder, json_documents(path), window, wanted.batch, wanted.tokens, inputs)
         else:

@@ -34,11 +34,11 @@ class Division:
         begun: dict[str, list[Batch]] = {}
         batches = []
         for i in reversed(torch.randperm(len(self.train), generator=generator).tolist()):
-            row = self.train[i]
-            rows = begun.setdefault(_shapes(row), [])
-            rows.append(row)
+            shapes = _shapes(self.train[i])
+            rows = begun.setdefault(shapes, [])
+            rows.append(self.train[i])
             if _tokens(rows) >= self.tokens:
-                batches.append(_joined(begun.pop(_shapes(row))))
+                batches.append(_joined(begun.pop(shapes)))
         return [*batches, *map(_joined, begun.values())]
 
 
