@@ -1,10 +1,11 @@
 """What bounds a conversion: SmolLM2-135M converted, beside null models that share its experts or its budget.
 
-PYTHONPATH=examples python -m benchmarks.quality.bounds --recipe best --active 0.5 [--tokens 16384] [--write]
+PYTHONPATH=examples python -m benchmarks.quality.bounds --recipe best --active 0.5 [--tokens 16384] [--set ...] [--write]
 
 Of each text perplexity / dense perplexity of: the conversion; the same experts under the best choice (oracle-routing), which
 no router can know; a full-rank term in the place of what is idle (full-rank-compensation), above the budget; the best fixed
-neurons (static-mask); experts of neurons at random (random-partition). docs/evaluating.md says how each is made.
+neurons (static-mask); experts of neurons at random (random-partition). docs/evaluating.md says how each is made. With
+`--set cluster-neurons.experts=neurons` the best choice is that of single neurons.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ import real_models
 from benchmarks.quality.measure import RESULTS, commit
 from benchmarks.quality.texts import JUDGED, calibration
 from benchmarks.rows import arguments, machine, show
+from moeify.pipeline.recipe import parse_setting
 
 
-def measured(recipe: str, active: float, tokens: int, judged: int) -> dict[str, Any]:
+def measured(recipe: str, active: float, tokens: int, judged: int, settings: list[str]) -> dict[str, Any]:
     """One row."""
     row: dict[str, Any] = {"benchmark": "bounds", "model": "SmolLM2-135M", "recipe": recipe, "active": active}
-    row |= {"calibration tokens": tokens, "judged tokens": judged, "commit": commit(), **machine(), "texts": {}}
+    row |= {"settings": settings, "calibration tokens": tokens, "judged tokens": judged}
+    row |= {"commit": commit(), **machine(), "texts": {}}
     with tempfile.TemporaryDirectory() as name:
         folder, source = Path(name), real_models.smollm2()
-        moeify.convert(source, folder / "moe", recipe=recipe, active=active, calibrate=calibration(folder), tokens=tokens)
+        moeify.convert(
+            source, folder / "moe", recipe=recipe, active=active, calibrate=calibration(folder, tokens), tokens=tokens,
+            settings=[parse_setting(text) for text in settings],
+        )  # fmt: skip
         for title, text in JUDGED.items():
             found = moeify.evaluate(folder / "moe", text(folder), tokens=judged, dense=source, nulls=True)
             figures = {score.name: score.perplexity.value for score in found.scores if score.perplexity is not None}
@@ -45,8 +51,9 @@ def main() -> int:
     parser.add_argument("--active", type=float, default=0.5)
     parser.add_argument("--tokens", type=int, default=16384, help="of calibration text")
     parser.add_argument("--judged", type=int, default=4096, help="tokens of each text, a tenth of them for fitting nulls")
+    parser.add_argument("--set", action="append", default=[], metavar="PASS.OPTION=VALUE")
     given = parser.parse_args()
-    row = measured(given.recipe, given.active, given.tokens, given.judged)
+    row = measured(given.recipe, given.active, given.tokens, given.judged, given.set)
     show(row, given.write, RESULTS)
     return 0
 

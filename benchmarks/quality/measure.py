@@ -45,7 +45,7 @@ def measured(
             started, wall = time.process_time(), time.perf_counter()
             done = moeify.convert(
                 real_models.smollm2(), recipe=recipe, active=active, tokens=tokens,
-                calibrate=with_own_text(folder) if own else calibration(folder),
+                calibrate=with_own_text(folder) if own else calibration(folder, tokens),
                 settings=[parse_setting(text) for text in settings],
                 align=moeify.Alignment.parse(align) if align else None,
                 align_on=for_alignment() if align and own else None,
