@@ -16,8 +16,9 @@ from moeify.layers.moe_layer import MoELayer
 from moeify.measure.dense_ffn import DenseFFN
 from moeify.measure.fitted_nulls import FittedNulls, fit_nulls, generator_of, squared_outputs, token_runs
 from moeify.measure.load import fraction_used
-from moeify.measure.nulls import choosing, oracle_choice, with_choice
-from moeify.measure.substitute import neuron_outputs, values_of
+from moeify.measure.nulls import choosing
+from moeify.measure.oracle import nearest_choice
+from moeify.measure.substitute import neuron_outputs, values_of, with_choice
 
 #: What is built, then the nulls, by the names that evaluations have for them.
 NAMES = ("converted", "static-mask", "random-partition", "oracle-routing", "full-rank-compensation")
@@ -101,10 +102,11 @@ class _Built:
         routing = self.layer.route(x)
         return with_choice(self.layer, x, self.hidden(x, h), values_of(self.layer, routing.scores), routing.chosen)
 
-    def oracle(self, x: Tensor, h: Tensor) -> Tensor:
+    def oracle(self, x: Tensor, h: Tensor, expected: Tensor) -> Tensor:
         routing, h = self.layer.route(x), self.hidden(x, h)
         values = values_of(self.layer, routing.scores)
-        return with_choice(self.layer, x, h, values, oracle_choice(self.layer, h, values, routing.chosen.sum(-1)))
+        chosen = nearest_choice(self.layer, x, h, values, routing.chosen, expected)
+        return with_choice(self.layer, x, h, values, chosen)
 
 
 def _judged(site: FeedForward, spec: MoESpec) -> MoELayer:
@@ -132,5 +134,5 @@ def _errors(ffn: DenseFFN, built: _Built, nulls: FittedNulls, x: Tensor) -> tupl
         "full-rank-compensation": y + nulls.term(x),
     }
     if built.chooses:
-        found["oracle-routing"] = built.oracle(x, h)
+        found["oracle-routing"] = built.oracle(x, h, expected)
     return squared_outputs(ffn, expected), {name: (expected - value).square().sum(-1) for name, value in found.items()}

@@ -41,7 +41,7 @@ def null_models(
     if not reduced:
         notes.append("no null models: every layer runs all of its experts")
         return ()
-    nulls = (all_on(layers), oracle(layers)) if choosing(layers) else ()
+    nulls = (all_on(layers), oracle(layers, dense)) if choosing(layers) else ()
     if any(layer.config.shards is not None for layer in reduced.values()):
         notes.append("no static mask, random partition and compensation: the experts are copies of the FFN, not parts of it")
         return nulls

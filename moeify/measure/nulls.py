@@ -16,7 +16,8 @@ from moeify.measure.dense_ffn import DenseFFN
 from moeify.measure.fitted_nulls import FittedNulls, FromHidden
 from moeify.measure.linear_term import LinearTerm
 from moeify.measure.load import LoadMeter
-from moeify.measure.substitute import Compute, best, combined, compensated, gates_of, neuron_outputs, row_gates, values_of
+from moeify.measure.oracle import largest_choice, nearest_choice
+from moeify.measure.substitute import Compute, neuron_outputs, values_of, with_choice
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +55,15 @@ def all_on(layers: Mapping[str, MoELayer]) -> Null:
     return Null("all-on", what, dict.fromkeys(routed, _all_on), fractions)
 
 
-def oracle(layers: Mapping[str, MoELayer]) -> Null:
-    """Perfect knowledge of the norms: a bound for routers that rank experts by the size of their output."""
-    what = "as many experts as the router takes for each token, but those with the largest norm of gate x output"
-    meter = LoadMeter()
-    return Null("oracle-routing", what, {path: _oracle(path, meter) for path in choosing(layers)}, meter=meter)
+def oracle(layers: Mapping[str, MoELayer], dense: Mapping[str, DenseFFN] | None = None) -> Null:
+    """What a better router could reach. dense: the FFNs before the conversion, by path; where one is not known, a bound for
+    routers that rank experts by the size of their output."""
+    what = (
+        "as many experts as the router takes for each token, but those that bring the layer nearest to the dense FFN (where "
+        "that is not known, those with the largest norm of gate x output)"
+    )
+    meter, ffns = LoadMeter(), dense or {}
+    return Null("oracle-routing", what, {path: _oracle(path, meter, ffns.get(path)) for path in choosing(layers)}, meter=meter)
 
 
 def random_partition(ffns: Mapping[str, DenseFFN], fitted: Mapping[str, FittedNulls]) -> Null:
@@ -94,37 +99,19 @@ def full_rank_compensation(fitted: Mapping[str, FittedNulls]) -> Null:
     return Null("full-rank-compensation", what, computes, extra=extra)
 
 
-def expert_norms(layer: MoELayer, h: Tensor, values: Tensor) -> Tensor:
-    """[tokens, experts]: ||value_e E_e(x)|| for h [tokens, rows] and values [tokens, experts]; every expert is computed."""
-    offsets, down = layer.config.offsets, layer.rows.down
-    if layer.config.rows - layer.config.shared == layer.config.experts:  # of one neuron each
-        lengths: Tensor = torch.linalg.vector_norm(down[layer.config.shared :].to(h.dtype), dim=-1)
-        return h[:, layer.config.shared :].abs() * lengths * values.abs()
-    parts = [h[:, start:end] @ down[start:end].to(h.dtype) for start, end in zip(offsets, offsets[1:])]
-    return torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in parts], dim=-1) * values.abs()
-
-
-def oracle_choice(layer: MoELayer, h: Tensor, values: Tensor, count: Tensor) -> Tensor:
-    """Bool [tokens, experts]: the `count` [tokens] experts of each token with the largest norm of gate x output."""
-    return best(expert_norms(layer, h, values), count)
-
-
-def with_choice(layer: MoELayer, x: Tensor, h: Tensor, values: Tensor, chosen: Tensor) -> Tensor:
-    """y [tokens, output] of x [tokens, hidden] and h [tokens, rows] with these experts on; values, chosen [tokens, experts]."""
-    gates = row_gates(layer, gates_of(layer, values, chosen)).to(x.dtype)
-    return compensated(layer, x, combined(layer, h * gates), chosen)
-
-
 def _all_on(layer: MoELayer, x: Tensor) -> Tensor:
     values = values_of(layer, layer.route(x).scores)
     return with_choice(layer, x, neuron_outputs(layer, x), values, torch.ones_like(values, dtype=torch.bool))
 
 
-def _oracle(path: str, meter: LoadMeter) -> Compute:
+def _oracle(path: str, meter: LoadMeter, ffn: DenseFFN | None) -> Compute:
     def compute(layer: MoELayer, x: Tensor) -> Tensor:
         routing = layer.route(x)
         h, values = neuron_outputs(layer, x), values_of(layer, routing.scores)
-        chosen = oracle_choice(layer, h, values, routing.chosen.sum(-1))
+        if ffn is None:
+            chosen = largest_choice(layer, h, values, routing.chosen.sum(-1))
+        else:
+            chosen = nearest_choice(layer, x, h, values, routing.chosen, ffn.output(ffn.hidden(x)))
         meter.count(path, chosen)
         return with_choice(layer, x, h, values, chosen)
 

@@ -57,6 +57,18 @@ def compensated(layer: MoELayer, x: Tensor, y: Tensor, chosen: Tensor) -> Tensor
     return y
 
 
+def choice_output(layer: MoELayer, x: Tensor, h: Tensor, gates: Tensor, chosen: Tensor) -> Tensor:
+    """y [tokens, output] of x [tokens, hidden] and h [tokens, rows], chosen experts with these gates [tokens, experts] as they
+    are."""
+    of_row = row_gates(layer, gates.masked_fill(~chosen, 0.0)).to(x.dtype)
+    return compensated(layer, x, combined(layer, h * of_row), chosen)
+
+
+def with_choice(layer: MoELayer, x: Tensor, h: Tensor, values: Tensor, chosen: Tensor) -> Tensor:
+    """The same by values [tokens, experts] that the layer's gates are made of."""
+    return choice_output(layer, x, h, gates_of(layer, values, chosen), chosen)
+
+
 def row_gates(layer: MoELayer, gates: Tensor) -> Tensor:
     """[tokens, rows]: the gate of the expert that each row belongs to, 1 for the shared expert."""
     sizes = torch.tensor(layer.config.sizes, device=gates.device)

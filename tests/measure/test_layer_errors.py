@@ -14,6 +14,7 @@ from moeify.ir.moe_config import RouterConfig
 from moeify.ir.moe_spec import Compensation, MoESpec, Router
 from moeify.ir.token_weights import damped
 from moeify.layers.moe_layer import MoELayer
+from moeify.measure.dense_ffn import DenseFFN
 from moeify.measure.layer_errors import NAMES, LayerSample, layer_errors
 from moeify.measure.nulls import oracle
 from moeify.measure.substitute import computed_by
@@ -67,7 +68,7 @@ def test_errors_are_those_of_the_layer(case: str, kind: str) -> None:
     with torch.no_grad():
         chosen = layer.route(x).chosen
         assert found.errors["converted"] == pytest.approx(by_hand(site, layer(x)), rel=1e-4)
-        with computed_by({"": layer}, oracle({"": layer}).compute):
+        with computed_by({"": layer}, oracle({"": layer}, {"": DenseFFN.of_site(site)}).compute):
             ideal = by_hand(site, layer(x))
     routes = spec.router is not None
     assert found.chooses is routes

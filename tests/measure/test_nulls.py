@@ -24,7 +24,8 @@ from moeify.layers.moe_layer import MoELayer
 from moeify.measure.dense_ffn import DenseFFN
 from moeify.measure.linear_term import linear_term
 from moeify.measure.null_models import null_models
-from moeify.measure.nulls import Null, all_on, expert_norms, oracle, oracle_choice
+from moeify.measure.nulls import Null, all_on, oracle
+from moeify.measure.oracle import expert_norms, largest_choice
 from moeify.measure.substitute import best, computed_by, neuron_outputs, values_of
 
 PATH = "model.layers.0.mlp"
@@ -204,7 +205,7 @@ def test_the_oracle_measures_what_it_uses() -> None:
     (load,) = null.meter.results({"": layer})
     with torch.no_grad():
         h, routing = neuron_outputs(layer, x), layer.route(x)
-        chosen = oracle_choice(layer, h, values_of(layer, routing.scores), routing.chosen.sum(-1))
+        chosen = largest_choice(layer, h, values_of(layer, routing.scores), routing.chosen.sum(-1))
     rows = 8 + float((chosen.float() @ torch.tensor([2.0, 4.0, 14.0, 20.0])).mean())
     assert load.active_fraction == pytest.approx(rows / NEURONS + 4 * HIDDEN / (3 * HIDDEN * NEURONS))
 
