@@ -21,13 +21,12 @@ def nearest_choice(layer: MoELayer, x: Tensor, h: Tensor, values: Tensor, chosen
     for routers of layers whose weights were fitted to a choice as well, where the largest experts are not the best.
     x [tokens, hidden], h [tokens, rows], values, chosen [tokens, experts], wanted [tokens, output].
     """
-    gates = gates_of(layer, values, chosen)
-    scale = (gates.sum(-1) / values.masked_fill(~chosen, 0.0).sum(-1)).nan_to_num(1.0) if layer.config.normalize else None
-    values_now = values if scale is None else values * scale[:, None]
-    count, picked, squares = chosen.sum(-1), torch.zeros_like(chosen), _squared_effects(layer, h, values_now)
+    shares = gates_of(layer, values, chosen).sum(-1) / values.masked_fill(~chosen, 0.0).sum(-1)  # 1 but for normalised gates
+    gates = values * shares.nan_to_num(1.0)[:, None]
+    count, picked, squares = chosen.sum(-1), torch.zeros_like(chosen), _squared_effects(layer, h, gates)
     for done in range(1, ROUNDS + 1):
-        left = wanted - choice_output(layer, x, h, values_now, picked)
-        gains = (2 * _effects_along(layer, h, values_now, left) - squares).masked_fill(picked, -torch.inf)
+        left = wanted - choice_output(layer, x, h, gates, picked)
+        gains = (2 * _effects_along(layer, h, gates, left) - squares).masked_fill(picked, -torch.inf)
         picked = picked | best(gains, -(-count * done // ROUNDS) - picked.sum(-1))
     found, before = ((wanted - with_choice(layer, x, h, values, c)).square().sum(-1) for c in (picked, chosen))
     return torch.where((found < before)[:, None], picked, chosen)

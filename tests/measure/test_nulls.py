@@ -61,7 +61,7 @@ def by_hand(layer: MoELayer, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor
     return y
 
 
-def close(a: Tensor, b: Tensor) -> None:
+def assert_close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a.double(), b.double(), rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
 
@@ -70,7 +70,7 @@ def test_all_on_is_the_dense_model_for_a_partition() -> None:
     layers = moe_layers(model)
     routed = logits_of(model, batch)
     with computed_by(layers, all_on(layers).compute):
-        close(logits_of(model, batch), logits_of(dense, batch))
+        assert_close(logits_of(model, batch), logits_of(dense, batch))
     assert torch.equal(logits_of(model, batch), routed)
     assert float((routed - logits_of(dense, batch)).abs().max()) > 0.1
 
@@ -81,12 +81,12 @@ def test_nulls_of_experts_on_a_frozen_core(rule: Composition) -> None:
     layer, plain = (composed_layer(rule, **options) for _ in range(2))
     plain, x = folded(plain), composed_inputs(30)
     for null in (all_on, oracle):
-        close(within(null({"": layer}), layer, x), within(null({"": plain}), plain, x))
+        assert_close(within(null({"": layer}), layer, x), within(null({"": plain}), plain, x))
     fractions = all_on({"": layer}).fractions
     assert fractions[""] == pytest.approx(layer.config.active_fraction(5, 4))
     set_top_k(layer, None)
     with torch.no_grad():
-        close(within(all_on({"": plain}), plain, x), layer(x))
+        assert_close(within(all_on({"": plain}), plain, x), layer(x))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_all_on_is_the_layer_without_top_k(options: dict[str, Any]) -> None:
     found = within(all_on({"": layer}), layer, x)
     set_top_k(layer, None)
     with torch.no_grad():
-        close(found, layer(x))
+        assert_close(found, layer(x))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_oracle_by_hand(options: dict[str, Any]) -> None:
         chosen[token, norms[token].topk(count).indices] = True
     gates = values * chosen
     gates = gates / gates.sum(-1, keepdim=True).clamp_min(1e-12) if layer.config.normalize else gates
-    close(within(oracle({"": layer}), layer, x), by_hand(layer, x, chosen, gates))
+    assert_close(within(oracle({"": layer}), layer, x), by_hand(layer, x, chosen, gates))
 
 
 @settings(max_examples=25, deadline=None)
@@ -159,14 +159,14 @@ def test_nulls_of_the_dense_ffn_by_hand(given_dense: bool) -> None:
     kept = torch.zeros(NEURONS, dtype=torch.bool).index_fill_(0, gains.topk(rows).indices, True)
     mean = h.mean(0)
     static = by_name["static-mask"]
-    close(within(static, layers[PATH], x, PATH), hidden(x) @ (down.T * kept[:, None]) + (mean * ~kept) @ down.T)
+    assert_close(within(static, layers[PATH], x, PATH), hidden(x) @ (down.T * kept[:, None]) + (mean * ~kept) @ down.T)
     assert static.fractions == {PATH: rows / NEURONS}
     assert 28 < rows < 31  # shared 8, two experts of 10, and what the router's weights would hold
     with torch.no_grad():
         missing, weights = h @ down.T - layers[PATH](inputs), damped((h @ down.T).square().sum(-1))
         term, routed = linear_term(inputs, missing, weights), layers[PATH](x)
     compensated = by_name["full-rank-compensation"]
-    close(within(compensated, layers[PATH], x, PATH), routed + term(x))
+    assert_close(within(compensated, layers[PATH], x, PATH), routed + term(x))
     assert compensated.extra == {PATH: HIDDEN * HIDDEN / (3 * HIDDEN * NEURONS)}
     random = by_name["random-partition"]
     assert random.fractions[PATH] <= layers[PATH].config.active_fraction(NEURONS) < random.fractions[PATH] + 1 / NEURONS
@@ -193,8 +193,9 @@ def test_padding_fits_no_null() -> None:
     for data in (short, padded):
         layers = moe_layers(model)
         outputs.append([within(n, layers[PATH], x, PATH) for n in null_models(model, layers, data, {}, 0, [])])
+    assert [len(found) for found in outputs] == [len(ALL)] * 2
     for one, other in zip(*outputs):
-        close(one, other)
+        assert_close(one, other)
 
 
 def test_the_oracle_measures_what_it_uses() -> None:
