@@ -14,7 +14,7 @@ from typing import Any
 
 import moeify
 import real_models
-from benchmarks.quality.texts import JUDGED, OWN, calibration, for_alignment, with_own_text
+from benchmarks.quality.texts import JUDGED, calibration, for_alignment, with_own_text
 from benchmarks.rows import arguments, machine, show
 from moeify.data.open_data import open_data
 from moeify.frontend.load_model import load_model
@@ -45,7 +45,7 @@ def measured(
             started, wall = time.process_time(), time.perf_counter()
             done = moeify.convert(
                 real_models.smollm2(), recipe=recipe, active=active, tokens=tokens,
-                calibrate=with_own_text(folder) if own else calibration(folder, tokens),
+                calibrate=with_own_text(folder, tokens) if own else calibration(folder, tokens),
                 settings=[parse_setting(text) for text in settings],
                 align=moeify.Alignment.parse(align) if align else None,
                 align_on=for_alignment() if align and own else None,
@@ -54,7 +54,7 @@ def measured(
                 "active": active,
                 "settings": settings,
                 "calibration tokens": tokens,
-                "own text": OWN if own else 0,
+                "own text": tokens // 2 if own else 0,
                 "seconds": {"cpu": round(time.process_time() - started), "wall": round(time.perf_counter() - wall)},
                 "aligned": done.report.aligned and {"how": align, **done.report.aligned},
                 "layers": [round(layer.active_fraction, 3) for layer in done.report.layers],

@@ -20,24 +20,24 @@ def calibration(folder: Path, tokens: int = 65_536) -> Path:
 
 #: Words of short texts.
 _LENGTHS = (1, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-#: Tokens of own_text: half of the 65,536 that it is a part of.
-OWN = 32_768
+#: Characters of the encyclopaedia in 32,768 tokens.
+_HALF = 147_000
 
 
-def with_own_text(folder: Path) -> list[Path]:
-    """The same, cut to leave room for what the model itself wrote among 65,536 tokens, and that."""
-    text = calibration(folder).read_text("utf-8")[:147_000]
-    return [_written(folder / "calibration-cut.txt", [text]), own_text()]
+def with_own_text(folder: Path, tokens: int = 65_536) -> list[Path]:
+    """Half of the tokens from the same, of which 131,072 leave nothing over (56,377), and half that the model itself wrote."""
+    text = calibration(folder).read_text("utf-8")[: _HALF * tokens // 65_536]
+    return [_written(folder / "calibration-cut.txt", [text]), own_text(tokens // 2)]
 
 
-def own_text() -> Path:
+def own_text(tokens: int = 32_768) -> Path:
     """What SmolLM2 itself wrote, by `moeify write`."""
     name = "own-text.jsonl"
 
     def write(folder: Path) -> None:
-        moeify.write_text(real_models.smollm2(), folder / name, tokens=OWN)
+        moeify.write_text(real_models.smollm2(), folder / name, tokens=tokens)
 
-    return cached("smollm2-own-text-half", write) / name
+    return cached(f"smollm2-own-text-{tokens}", write) / name
 
 
 def for_alignment() -> list[Path]:
