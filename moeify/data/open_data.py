@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def _text(path: Path, kind: FileKind, tokenizer: Any, window: int, wanted: _Want
         return of_one(map(check, found))
 
     options = {"window": min(window, encoder.longest), "batch": wanted.batch, "limit": wanted.tokens}
-    return _first(DataSet(kind, path.name, batches, lambda: _file_digest(path), options))
+    return _first(DataSet(kind, path.name, batches, _file_digest(path), options))
 
 
 def _tensors(path: Path, kind: FileKind, wanted: _Wanted) -> DataSet:
@@ -114,7 +115,7 @@ def _tensors(path: Path, kind: FileKind, wanted: _Wanted) -> DataSet:
         return until(of_one(row_batches(rows, wanted.batch)), wanted.tokens)
 
     options = {"batch": wanted.batch, "limit": wanted.tokens}
-    return DataSet("tensors", path.name, batches, lambda: _file_digest(path), options)
+    return DataSet("tensors", path.name, batches, _file_digest(path), options)
 
 
 def _python(source: Any, wanted: _Wanted) -> DataSet:
@@ -141,6 +142,12 @@ def _first(data: DataSet) -> DataSet:
     return data
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+def _file_digest(path: Path) -> Callable[[], str]:
+    """Of the file as it is when first asked: a long run says at its end what it said at its beginning."""
+
+    @cache
+    def digest() -> str:
+        with path.open("rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+    return digest

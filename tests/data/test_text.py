@@ -54,6 +54,15 @@ def test_windows_are_full_but_the_last_and_never_padded(tmp_path: Path) -> None:
     assert shapes == [tuple(batch["input_ids"].shape) for batch in data if isinstance(batch, dict)]  # re-iterable
 
 
+def test_a_file_is_named_as_it_was_when_first_asked(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", TEXT)
+    data = open_data(path, tokenizer=byte_level())
+    before = data.identity()
+    path.unlink()
+    assert data.describe().items() >= before.items()
+    assert open_data(written(path, TEXT + "."), tokenizer=byte_level()).identity() != before
+
+
 def test_a_single_token_at_the_end_is_left_out(tmp_path: Path) -> None:
     ids = whole(byte_level(), TEXT)
     data = open_data(written(tmp_path / "a.txt", TEXT), tokenizer=byte_level(), window=10, tokens=21)
