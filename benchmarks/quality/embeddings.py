@@ -1,6 +1,6 @@
 """Sentence embeddings of all-MiniLM-L6-v2 before and after a conversion: their cosine, and what either says of words.
 
-PYTHONPATH=examples python -m benchmarks.quality.embeddings --active 0.5 [--align minutes=10] [--set ...] [--write]
+PYTHONPATH=examples python -m benchmarks.quality.embeddings --active 0.5 [--own] [--align minutes=10] [--set ...] [--write]
 
 "SimLex-999": Spearman's correlation of the cosine of two words' embeddings with how alike people find the words.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import moeify
 import real_models
 from benchmarks.quality.measure import commit, show_unless_void
-from benchmarks.quality.texts import JUDGED, for_embeddings
+from benchmarks.quality.texts import JUDGED, for_aligned_embeddings, for_embeddings
 from benchmarks.rows import arguments, machine
 from moeify.frontend.load_model import load_model
 from moeify.frontend.loaded import LoadedModel
@@ -30,15 +30,16 @@ from moeify.pipeline.recipe import parse_setting
 TEXTS, LENGTH = 200, 128
 
 
-def measured(recipe: str, active: float, tokens: int, settings: list[str], align: str) -> dict[str, Any]:
-    """One row."""
+def measured(recipe: str, active: float, tokens: int, settings: list[str], align: str, own: bool) -> dict[str, Any]:
+    """One row. own: calibrate on text that a language model wrote, too, and align on more of it."""
     dense = load_model(real_models.minilm())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         done = moeify.convert(
-            real_models.minilm(), recipe=recipe, active=active, calibrate=for_embeddings(folder), tokens=tokens,
+            real_models.minilm(), recipe=recipe, active=active, calibrate=for_embeddings(folder, own), tokens=tokens,
             settings=[parse_setting(text) for text in settings],
             align=moeify.Alignment.parse(align) if align else None,
+            align_on=for_aligned_embeddings(folder) if align and own else None,
         )  # fmt: skip
         texts = {}
         for title, text in JUDGED.items():
@@ -50,7 +51,7 @@ def measured(recipe: str, active: float, tokens: int, settings: list[str], align
             figures = {"cosine": float(cosine.mean()), "least cosine": float(cosine.min()), "active": fraction}
             texts[title] = {key: round(value, 4) for key, value in figures.items()}
     row = {"benchmark": "embeddings", "model": "all-MiniLM-L6-v2", "recipe": recipe, "active": active}
-    row |= {"settings": settings, "calibration tokens": tokens}
+    row |= {"settings": settings, "calibration tokens": tokens, "own text": tokens // 2 if own else 0}
     row |= {"layers": [round(layer.active_fraction, 3) for layer in done.report.layers]}
     row |= {"aligned": done.report.aligned and {"how": align, **done.report.aligned}}
     words = {"before": _word_similarity(dense.model, dense), "after": _word_similarity(done.model, dense)}
@@ -86,8 +87,9 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=16384, help="of calibration text")
     parser.add_argument("--set", action="append", default=[], metavar="PASS.OPTION=VALUE")
     parser.add_argument("--align", default="", metavar="minutes=M|steps=N")
+    parser.add_argument("--own", action="store_true", help="calibrate on text that a language model wrote, too")
     given = parser.parse_args()
-    row = measured(given.recipe, given.active, given.tokens, given.set, given.align)
+    row = measured(given.recipe, given.active, given.tokens, given.set, given.align, given.own)
     return show_unless_void(row, given.active, given.write)
 
 

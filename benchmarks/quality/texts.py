@@ -52,16 +52,28 @@ def for_alignment() -> list[Path]:
     return [folder / f"{seed}.jsonl" for seed in seeds]
 
 
-def for_embeddings(folder: Path) -> list[Path]:
-    """The calibration text as those who embed texts meet it: paragraphs, and pieces of 1 to 32 words in drawn order."""
-    paragraphs = [line for line in calibration(folder).read_text("utf-8").split("\n") if len(line) > 100]
+def for_embeddings(folder: Path, own: bool = False) -> list[Path]:
+    """The calibration text as those who embed texts meet it: paragraphs, and pieces of 1 to 32 words in drawn order. own: and
+    text that a language model wrote, SmolLM2, since an encoder writes none."""
+    found = _short_texts(folder, "calibration", calibration(folder).read_text("utf-8"))
+    return [*found, *_short_texts(folder, "own", _texts(own_text(65_536)))] if own else found
+
+
+def for_aligned_embeddings(folder: Path) -> list[Path]:
+    """What it wrote for an alignment, as paragraphs and pieces."""
+    return _short_texts(folder, "alignment", "\n".join(_texts(path) for path in for_alignment()))
+
+
+def _short_texts(folder: Path, name: str, text: str) -> list[Path]:
+    paragraphs = [line for line in text.split("\n") if len(line) > 100]
     words, draw, pieces = " ".join(paragraphs).split(), random.Random(0), list[str]()
     while words:
         length = min(draw.choice(_LENGTHS), len(words))
         pieces.append(" ".join(words[:length]))
         del words[:length]
     draw.shuffle(pieces)
-    return [_documents(folder / f"{name}.jsonl", texts) for name, texts in (("paragraphs", paragraphs), ("pieces", pieces))]
+    kinds = (("paragraphs", paragraphs), ("pieces", pieces))
+    return [_documents(folder / f"{name}-{kind}.jsonl", texts) for kind, texts in kinds]
 
 
 def same_kind(folder: Path) -> Path:
@@ -81,6 +93,10 @@ JUDGED = {"same kind": same_kind, "other domain": other_domain}
 def _articles() -> list[str]:
     text = real_models.encyclopaedic_text().read_text("utf-8")
     return [article for article in text.split("\n\n") if len(article) > 500]
+
+
+def _texts(path: Path) -> str:
+    return "\n".join(json.loads(line)["text"] for line in path.read_text("utf-8").splitlines())
 
 
 def _documents(path: Path, texts: list[str]) -> Path:
