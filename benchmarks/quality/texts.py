@@ -8,6 +8,7 @@ from pathlib import Path
 
 import moeify
 import real_models
+from moeify.data.short_texts import short_texts
 from package_files import cached
 
 
@@ -18,8 +19,6 @@ def calibration(folder: Path, tokens: int = 65_536) -> Path:
     return _written(folder / "calibration.txt", [article[:length] for article in _articles()[1::2]])
 
 
-#: Words of short texts.
-_LENGTHS = (1, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 #: Characters of the encyclopaedia in 32,768 tokens.
 _HALF = 147_000
 
@@ -53,27 +52,16 @@ def for_alignment() -> list[Path]:
 
 
 def for_embeddings(folder: Path, own: bool = False) -> list[Path]:
-    """The calibration text as those who embed texts meet it: paragraphs, and pieces of 1 to 32 words in drawn order. own: and
-    text that a language model wrote, SmolLM2, since an encoder writes none."""
-    found = _short_texts(folder, "calibration", calibration(folder).read_text("utf-8"))
-    return [*found, *_short_texts(folder, "own", _texts(own_text(65_536)))] if own else found
+    """The calibration text cut as `moeify write --short` does, to paragraphs and pieces of 1 to 32 words. own: and text that a
+    language model wrote, SmolLM2, since an encoder writes none."""
+    articles = calibration(folder).read_text("utf-8").split("\n\n")
+    found = [_short_texts(folder / "short.jsonl", articles)]
+    return [*found, _short_texts(folder / "own-short.jsonl", _texts(own_text(65_536)))] if own else found
 
 
 def for_aligned_embeddings(folder: Path) -> list[Path]:
-    """What it wrote for an alignment, as paragraphs and pieces."""
-    return _short_texts(folder, "alignment", "\n".join(_texts(path) for path in for_alignment()))
-
-
-def _short_texts(folder: Path, name: str, text: str) -> list[Path]:
-    paragraphs = [line for line in text.split("\n") if len(line) > 100]
-    words, draw, pieces = " ".join(paragraphs).split(), random.Random(0), list[str]()
-    while words:
-        length = min(draw.choice(_LENGTHS), len(words))
-        pieces.append(" ".join(words[:length]))
-        del words[:length]
-    draw.shuffle(pieces)
-    kinds = (("paragraphs", paragraphs), ("pieces", pieces))
-    return [_documents(folder / f"{name}-{kind}.jsonl", texts) for kind, texts in kinds]
+    """What it wrote for an alignment, cut alike."""
+    return [_short_texts(folder / "more-short.jsonl", [text for path in for_alignment() for text in _texts(path)])]
 
 
 def same_kind(folder: Path) -> Path:
@@ -95,8 +83,13 @@ def _articles() -> list[str]:
     return [article for article in text.split("\n\n") if len(article) > 500]
 
 
-def _texts(path: Path) -> str:
-    return "\n".join(json.loads(line)["text"] for line in path.read_text("utf-8").splitlines())
+def _texts(path: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in path.read_text("utf-8").splitlines()]
+
+
+def _short_texts(path: Path, texts: list[str]) -> Path:
+    draw = random.Random(0)
+    return _documents(path, [short for text in texts for short in short_texts(text, draw)])
 
 
 def _documents(path: Path, texts: list[str]) -> Path:

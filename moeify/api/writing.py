@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,21 +32,23 @@ _OTHERS = {
 
 @dataclass(frozen=True)
 class OwnText:
-    """output: the .jsonl file, a row of text a line. rows, tokens: how many it holds; ended: rows that end with the model's
-    end-of-text token, which is not written. dtype: in which the model computed. window: tokens of a row at most, with the
-    special ones that the tokenizer puts round a text."""
+    """output: the .jsonl file, a text a line. rows, tokens: how many the model wrote; ended: rows that end with its end-of-text
+    token, which is not written. texts: lines of the file, a row each, or more that rows were cut to. dtype: in which the model
+    computed. window: tokens of a row at most, with the special ones that the tokenizer puts round a text."""
 
     output: Path
     rows: int
     tokens: int
     ended: int
+    texts: int
     temperature: float
     window: int
     seed: int
     dtype: str
 
     def __str__(self) -> str:
-        return f"{self.rows:,} rows of {self.tokens:,} tokens, {self.ended:,} of them to their end: {self.output}"
+        cut = "" if self.texts == self.rows else f", cut to {self.texts:,} short texts"
+        return f"{self.rows:,} rows of {self.tokens:,} tokens, {self.ended:,} of them to their end{cut}: {self.output}"
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "output": str(self.output)}
@@ -59,6 +62,7 @@ def write_text(
     temperature: float = 0.8,
     window: int = 512,
     seed: int = 0,
+    short: bool = False,
     device: str = "cpu",
     force: bool = False,
     progress: Progress = no_progress,
@@ -71,8 +75,10 @@ def write_text(
 
     model: a Hugging Face folder, an adapter's, or a GGUF file, with a tokenizer. output: a .jsonl file, {"text": ...} a line,
     which appears whole or not at all; force: replaces one. tokens: rows are written until there are so many. window: tokens of
-    a row, special ones included; fewer where the model or its tokenizer has fewer positions. The same seed gives the same file
-    on the same machine. The model computes in bfloat16 where the processor has instructions for it, else in float32.
+    a row, special ones included; fewer where the model or its tokenizer has fewer positions. short: rows are cut to texts as
+    sentence encoders, which write none, meet them: half of the paragraphs as they are, half in pieces of 1 to 32 words. The
+    same seed gives the same file on the same machine. The model computes in bfloat16 where the processor has instructions for
+    it, else in float32.
 
     Raises UsageError for an option out of bounds, InputError for a model that cannot write text, OutputError.
     """
@@ -94,7 +100,7 @@ def write_text(
         heard=lambda done: progress("writing text", done, tokens),
     )  # fmt: skip
     with whole_file(target, force) as part, one_token_attention():
-        written = _put(part, rows, loaded.tokenizer)
+        written = _put(part, rows, loaded.tokenizer, random.Random(seed) if short else None)
     dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
     return OwnText(target, *written, temperature=temperature, window=room, seed=seed, dtype=dtype)
 
@@ -138,7 +144,8 @@ def _opened(path: Path, device: str) -> LoadedModel:
     loaded = load_model(path, dtype=torch.bfloat16 if half else torch.float32, device=device)
     if not writes_text(loaded.model):
         raise InputError(
-            f"{path}: {type(loaded.model).__name__} is no causal language model, which alone writes text: {_INSTEAD}"
+            f"{path}: {type(loaded.model).__name__} is no causal language model, which alone writes text: {_INSTEAD}, "
+            "or on what a small language model writes (moeify write --short)"
         )
     if loaded.tokenizer is None:
         raise InputError(
@@ -155,13 +162,16 @@ def _positions(model: Any) -> int:
     return next((number for number in found if isinstance(number, int) and number > 0), 1 << 62)
 
 
-def _put(path: Path, rows: Iterator[Row], tokenizer: Any) -> tuple[int, int, int]:
-    """Writes the rows; returns how many there are, their tokens, and how many have an end. Special tokens inside of a row stay,
-    as the tokenizer reads them again."""
-    count = tokens = ended = 0
+def _put(path: Path, rows: Iterator[Row], tokenizer: Any, cut: random.Random | None) -> tuple[int, int, int, int]:
+    """Writes the rows, or the short texts that they are cut to; returns how many rows there are, their tokens, how many have an
+    end, and how many texts. Special tokens inside of a row stay, as the tokenizer reads them again."""
+    from moeify.data.short_texts import short_texts
+
+    count = tokens = ended = lines = 0
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             text = tokenizer.decode(row.ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            count, tokens, ended = count + 1, tokens + len(row.ids), ended + row.ended
-    return count, tokens, ended
+            texts = [text] if cut is None else list(short_texts(text, cut))
+            file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+            count, tokens, ended, lines = count + 1, tokens + len(row.ids), ended + row.ended, lines + len(texts)
+    return count, tokens, ended, lines

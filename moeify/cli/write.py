@@ -26,6 +26,9 @@ def write(
     seed: Annotated[
         int, typer.Option(metavar="N", parser=at_least(0), help="Seed of the draws; the same seed gives the same file.")
     ] = 0,
+    short: Annotated[
+        bool, typer.Option("--short", help="Cut rows to paragraphs and pieces of 1 to 32 words, for sentence encoders.")
+    ] = False,
     device: Device = "cpu",
     force: Force = False,
     json: Json = False,
@@ -38,8 +41,8 @@ def write(
         from moeify import api
 
         found = api.write_text(
-            model, output, tokens=tokens, temperature=temperature, window=window, seed=seed, device=device, force=force,
-            progress=progress,
+            model, output, tokens=tokens, temperature=temperature, window=window, seed=seed, short=short, device=device,
+            force=force, progress=progress,
         )  # fmt: skip
     if json:
         screen.data(found.to_json())

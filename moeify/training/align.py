@@ -93,7 +93,7 @@ def _run(
         found = AlignState(before, before, kind), _copies(weights.masters)
     state, best = found
     teacher, order, started = Teacher(dense), data.order(how.seed), started - state.seconds
-    rate = how.rate_from(state.before)
+    rate = how.rate_from(state.before, state.kind)
     for _ in range(state.steps):
         next(order)
     while state.done < 1 and state.worse < _PATIENCE:

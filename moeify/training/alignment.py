@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from moeify.errors import UsageError
+from moeify.training.output_distance import DIVERGENCE, ERROR
 from moeify.training.product_precision import Precision, check_precision
 
 _WHOLE = ("steps", "tokens", "seed")
-#: The learning rate at a distance of _FAR and beyond: what suits SmolLM2-135M that has lost that much (benchmarks/quality).
-LARGEST_RATE, _FAR = 1.6e-3, 0.7
+#: The learning rate where a model is far from the dense one: what suits SmolLM2-135M at half (benchmarks/quality).
+LARGEST_RATE = 1.6e-3
+#: From which distance on it is, by the kind of distance; of vectors by what suits a MiniLM.
+_FAR = {DIVERGENCE: 0.7, ERROR: 0.16}
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,13 @@ class Alignment:
         except (TypeError, ValueError) as error:
             raise UsageError(f"align is {text!r}: write minutes=10, or options of moeify.Alignment between commas") from error
 
-    def rate_from(self, distance: float) -> float:
-        """The learning rate for a model so far from the dense one: in proportion, up to LARGEST_RATE.
+    def rate_from(self, distance: float, kind: str) -> float:
+        """The learning rate for a model so far from the dense one, by a `kind` that `mean_distance` names: in proportion, up to
+        LARGEST_RATE.
 
         Where little was lost, large steps do more harm than good: at 0.15 a rate of 2.5e-4 gains, 7.6e-4 does not.
         """
-        return self.learning_rate or LARGEST_RATE * min(1.0, distance / _FAR)
+        return self.learning_rate or LARGEST_RATE * min(1.0, distance / _FAR[kind])
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
@@ -74,7 +78,7 @@ class Alignment:
 @dataclass(frozen=True)
 class Aligned:
     """What an alignment did. before, after: the mean distance of the outputs on rows that were held out, of the `kind` that
-    `output_distance` names. best_step: whose weights the model has now; 0 is the model as it was."""
+    `mean_distance` names. best_step: whose weights the model has now; 0 is the model as it was."""
 
     steps: int
     best_step: int

@@ -12,11 +12,14 @@ from moeify.ir.model_graph import Batch
 from moeify.measure.outputs import main_output, run, visible_outputs
 from moeify.training.strips import strips
 
+#: The kinds of distance: KL(softmax(dense) || softmax(model)) in nats, and |dense - model|^2 / |dense|^2.
+DIVERGENCE, ERROR = "KL(dense || converted)", "squared relative error"
+
 
 @torch.no_grad()
 def mean_distance(dense: nn.Module, model: nn.Module, batches: Iterable[Batch]) -> tuple[float, str]:
-    """The mean over all vectors (tokens) of the batches that count, and what it is a mean of: KL(softmax(dense) ||
-    softmax(model)) in nats, where the output is called logits; else |dense - model|^2 / |dense|^2.
+    """The mean over all vectors (tokens) of the batches that count, and what it is a mean of: DIVERGENCE where the output is
+    called logits, else ERROR.
 
     Raises ConversionError where the outputs of the two differ in shape, InputError where a model fails on a batch.
     """
@@ -25,7 +28,7 @@ def mean_distance(dense: nn.Module, model: nn.Module, batches: Iterable[Batch]) 
         (name, wanted), (_, found) = (counted_vectors(m, batch) for m in (dense, model))
         same_shape(name, wanted.shape, found.shape)
         logits = name == "logits"
-        kind = "KL(dense || converted)" if logits else "squared relative error"
+        kind = DIVERGENCE if logits else ERROR
         distances = _divergences if logits else relative_errors
         total += sum(float(distances(wanted[strip].float(), found[strip].float()).sum()) for strip in strips(wanted))
         vectors += len(wanted)

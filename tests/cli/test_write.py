@@ -105,6 +105,16 @@ def test_the_texts_are_those_of_the_tokens(moeify: Run, tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
+def test_short_texts_are_the_words_of_the_rows(moeify: Run, tmp_path: Path) -> None:
+    whole = moeify(f"{WRITE} -o whole.jsonl --json").data
+    done = moeify(f"{WRITE} -o short.jsonl --short --json").data
+    assert (done["rows"], done["tokens"]) == (whole["rows"], whole["tokens"])
+    assert whole["texts"] == whole["rows"]
+    assert done["texts"] == len(texts(tmp_path / "short.jsonl")) > done["rows"]
+    assert " ".join(texts(tmp_path / "short.jsonl")).split() == " ".join(texts(tmp_path / "whole.jsonl")).split()
+
+
+@pytest.mark.slow
 def test_a_window_is_cut_to_the_positions_of_the_model(moeify: Run) -> None:
     moeify("inspect writer")
     config = json.loads(Path("writer/config.json").read_text())

@@ -21,6 +21,7 @@ from moeify.training import frozen_routing
 from moeify.training.align import align
 from moeify.training.align_data import divide
 from moeify.training.alignment import LARGEST_RATE, Aligned, Alignment
+from moeify.training.output_distance import DIVERGENCE, ERROR
 from zoo import ZOO
 
 STEPS = Alignment(minutes=None, steps=16, learning_rate=0.1, tokens=32)
@@ -45,7 +46,7 @@ def test_the_converted_model_comes_nearer_by_its_experts_and_the_keys_that_its_r
     before, parent = weights(model), weights(dense)
     done = align(model, dense, texts(), STEPS)
     assert done.after < 0.8 * done.before
-    assert (done.steps, done.kind) == (16, "KL(dense || converted)")
+    assert (done.steps, done.kind) == (16, DIVERGENCE)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.rsplit(".", 1)[1] for name in changed} == {"up", "gate", "down", "weight"}
     assert {name.split(".")[-2] for name in changed if name.endswith("weight")} == {"router"}
@@ -71,7 +72,7 @@ def test_what_is_no_logits_is_compared_by_its_squared_error() -> None:
     assert isinstance(zoo.example, tuple)
     x = torch.randn(40, *zoo.example[0].shape[1:], generator=torch.Generator().manual_seed(5))
     done = align(model, zoo.model, [(x,)], STEPS)
-    assert done.kind == "squared relative error"
+    assert done.kind == ERROR
     assert done.after < done.before
 
 
@@ -126,14 +127,19 @@ def test_the_best_weights_stay_and_a_run_that_gets_worse_ends() -> None:
         torch.testing.assert_close(value, before[name])  # average keys are computed again
 
 
-def test_the_rate_follows_the_distance() -> None:
+@pytest.mark.parametrize(("kind", "far"), [(DIVERGENCE, 0.7), (ERROR, 0.16)])
+def test_the_rate_follows_the_distance(kind: str, far: float) -> None:
     usual = Alignment()
-    assert usual.rate_from(0.01) < usual.rate_from(0.1) < usual.rate_from(0.7) == usual.rate_from(3.0) == LARGEST_RATE
-    assert usual.rate_from(0.4) == pytest.approx(4 * usual.rate_from(0.1))
-    assert Alignment(learning_rate=0.5).rate_from(0.1) == 0.5
+    rates = [usual.rate_from(part * far, kind) for part in (0.1, 0.4, 1.0, 4.0)]
+    assert rates == pytest.approx([0.1 * LARGEST_RATE, 0.4 * LARGEST_RATE, LARGEST_RATE, LARGEST_RATE])
+    assert Alignment(learning_rate=0.5).rate_from(0.1, kind) == 0.5
+
+
+def test_a_run_takes_the_rate_of_its_distance() -> None:
     (dense, model), (_, twin) = pair(), pair()
     done = align(model, dense, texts(), Alignment(minutes=None, steps=8, tokens=32))
-    align(twin, dense, texts(), Alignment(minutes=None, steps=8, tokens=32, learning_rate=usual.rate_from(done.before)))
+    rate = Alignment().rate_from(done.before, done.kind)
+    align(twin, dense, texts(), Alignment(minutes=None, steps=8, tokens=32, learning_rate=rate))
     assert all(torch.equal(value, twin.state_dict()[name]) for name, value in model.state_dict().items())
 
 
