@@ -43,8 +43,7 @@ def measured(recipe: str, active: float, tokens: int, settings: list[str], align
         )  # fmt: skip
         texts = {}
         for title, text in JUDGED.items():
-            paragraphs = [p for p in text(folder).read_text("utf-8").split("\n") if len(p) > 100][:TEXTS]
-            batch = _batch(dense, paragraphs)
+            batch = _batch(dense, paragraphs(text(folder).read_text("utf-8"))[:TEXTS])
             before, after = (_embedded(model, batch) for model in (dense.model, done.model))
             cosine = torch.nn.functional.cosine_similarity(before, after)
             fraction = whole_active_fraction(expert_load(done.model, [batch])) or 0.0
@@ -56,6 +55,16 @@ def measured(recipe: str, active: float, tokens: int, settings: list[str], align
     row |= {"aligned": done.report.aligned and {"how": align, **done.report.aligned}}
     words = {"before": _word_similarity(dense.model, dense), "after": _word_similarity(done.model, dense)}
     return {**row, "texts": texts, "SimLex-999": words, "commit": commit(), **machine()}
+
+
+def paragraphs(text: str) -> list[str]:
+    """Of more than 100 characters: lines, and of wrapped text what stands between blank ones."""
+    found = list[str]()
+    for block in text.split("\n\n"):
+        lines = block.split("\n")
+        wrapped = max(map(len, lines)) <= 100
+        found += [" ".join(block.split())] if wrapped else lines
+    return [paragraph for paragraph in found if len(paragraph) > 100]
 
 
 def _batch(dense: LoadedModel, texts: list[str]) -> dict[str, Tensor]:
