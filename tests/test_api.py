@@ -230,6 +230,21 @@ def test_evaluate_with_nulls(folder: Path, data: Path, tmp_path: Path) -> None:
     assert len(equal) == 2  # the dense model, and all experts on
 
 
+@pytest.mark.parametrize(("name", "inputs"), [("bert", ("input_ids", "attention_mask")), ("opt", ("input_ids",))])
+def test_nulls_are_made_of_the_dense_model_where_layers_stand_in_parts_of_it(
+    name: str, inputs: tuple[str, ...], tmp_path: Path
+) -> None:
+    data, tensors = tmp_path / "ids.pt", {"input_ids": ids(12, 16), "attention_mask": torch.ones(12, 16, dtype=torch.int64)}
+    torch.save({key: tensors[key] for key in inputs}, data)
+    ZOO[name]().model.save_pretrained(tmp_path / "dense")  # type: ignore[operator]  # a transformers model
+    done = moeify.convert(tmp_path / "dense", tmp_path / "out", experts=4, top_k=2)
+    found = moeify.evaluate(tmp_path / "out", data, dense=tmp_path / "dense", nulls=True)
+    assert [layer.path for layer in found.layers] == [layer.path for layer in done.report.layers]
+    assert not any("own rows" in note for note in found.notes)
+    without = moeify.evaluate(tmp_path / "out", data, nulls=True)
+    assert any(f"that has the FFN of {found.layers[0].path}" in note for note in without.notes)
+
+
 def test_what_costs_more_than_was_asked_for_is_void(folder: Path, data: Path, tmp_path: Path) -> None:
     moeify.convert(folder, tmp_path / "out", experts=4, active=0.6)
     model = moeify.load(tmp_path / "out")

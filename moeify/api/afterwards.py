@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moeify.api.arguments import Data, Example, Factory, Source, dense_model, device_of, example_of, open_batches
+from moeify.api.models import layers_by_site
 from moeify.errors import UsageError
 from moeify.pipeline.context import Progress, no_progress
 from moeify.pipeline.size import parse_size
@@ -60,8 +61,8 @@ def evaluate(
     batches = open_batches(data, found.model, found.tokenizer, batch, tokens)
     ffns = {} if before is None or not nulls else dense_ffns(before, found.manifest.layers)
     result = evaluate_model(
-        found.model, batches, dense=before, tokenizer=found.tokenizer, nulls=nulls, ffns=ffns, budget=found.budget, seed=seed,
-        progress=progress,
+        found.model, batches, dense=before, tokenizer=found.tokenizer, nulls=nulls, ffns=ffns,
+        layers=layers_by_site(found.model), budget=found.budget, seed=seed, progress=progress,
     )  # fmt: skip
     if record:
         evaluations.record(Path(folder), result.to_json())

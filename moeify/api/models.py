@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -13,6 +14,9 @@ from moeify.ir.model_graph import ModelGraph
 from moeify.pipeline.context import Progress, no_progress
 from moeify.pipeline.recipe import Recipe
 from moeify.pipeline.report import Report
+
+if TYPE_CHECKING:
+    from moeify.layers.moe_layer import MoELayer
 
 
 def open_model(
@@ -155,3 +159,13 @@ def load(
         device=device_of(device),
         allow_pickle=allow_pickle,
     ).model
+
+
+def layers_by_site(model: nn.Module) -> Mapping[str, MoELayer]:
+    """The MoE layers by the paths of the FFNs that were there before."""
+    from moeify.frontend.onnx.model import OnnxModel
+    from moeify.layers.budget import moe_layers
+
+    if isinstance(model, OnnxModel):
+        return model.layers
+    return {path if layer.origin is None else layer.origin.path: layer for path, layer in moe_layers(model).items()}

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moeify.api.arguments import Data, Example, Factory, Source, dense_model, device_of, example_of, open_batches
+from moeify.api.models import layers_by_site
 from moeify.errors import InputError, UsageError
 from moeify.pipeline.context import Progress, no_progress
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from moeify.export.folder import LoadedFolder
-    from moeify.layers.moe_layer import MoELayer
     from moeify.measure.dense_ffn import DenseFFN
     from moeify.measure.routing_facts import RoutingFacts
 
@@ -133,19 +131,9 @@ def _measure(
     def looked_at(done: int) -> None:
         progress("looking at routing", done, None)
 
-    routing = routing_facts(loaded.model, _layers(loaded.model), batches, paths[::every], ffns, looked_at)
+    routing = routing_facts(loaded.model, layers_by_site(loaded.model), batches, paths[::every], ffns, looked_at)
     described = batches.describe() if isinstance(batches, DataSet) else {"name": type(data).__name__}
     return _Measured(routing, described, about)
-
-
-def _layers(model: nn.Module) -> Mapping[str, MoELayer]:
-    """By the path of the FFN that was there before."""
-    from moeify.frontend.onnx.model import OnnxModel
-    from moeify.layers.budget import moe_layers
-
-    if isinstance(model, OnnxModel):
-        return model.layers
-    return {path if layer.origin is None else layer.origin.path: layer for path, layer in moe_layers(model).items()}
 
 
 def _dense_ffns(folder: Path, loaded: LoadedFolder, dense: Source | None, opened: Any) -> tuple[dict[str, DenseFFN], str]:

@@ -38,6 +38,7 @@ def evaluate_model(
     nulls: bool = False,
     neurons: Mapping[str, int] | None = None,
     ffns: Mapping[str, DenseFFN] | None = None,
+    layers: Mapping[str, MoELayer] | None = None,
     budget: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -47,14 +48,16 @@ def evaluate_model(
     dense: the model before conversion, for divergence and greedy agreement. tokenizer: names the end-of-text token.
     nulls: also scores null models; they are fitted on the leading tenth of the batches, which is left out of all scores.
     neurons: of each dense FFN by layer path; what the layer's config says where it says nothing. ffns: the dense FFNs
-    themselves, which the nulls are made of. budget: the active fraction that was asked for. seed: of the random partition.
+    themselves, which the nulls are made of. layers: the model's MoE layers by their paths; None: by those of their modules.
+    budget: the active fraction that was asked for. seed: of the random partition.
     progress: receives (task, done, total or None).
 
     Weights, budgets and training flags stay as they were. At most two outputs are in memory at a time.
     Raises InputError for data that does not fit the model, ConversionError for outputs that are not finite.
     """
     batches = list(data) if isinstance(data, Iterator) else data
-    layers, meter, sizes, judge = moe_layers(model), LoadMeter(), neurons or {}, dense or model
+    layers = moe_layers(model) if layers is None else layers
+    meter, sizes, judge = LoadMeter(), neurons or {}, dense or model
     notes: list[str] = []
     with evaluating(model, dense):
         language = is_causal_language_model(judge, _first(batches, judge))

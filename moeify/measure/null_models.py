@@ -53,7 +53,10 @@ def null_models(
         )
         return nulls
     if foreign:
-        notes.append("no dense model was given: null models are made of the converted layers' own rows")
+        notes.append(
+            f"no dense model was given that has the FFN of {next(iter(foreign))}: null models are made of the converted "
+            "layers' own rows"
+        )
     ffns = {path: dense.get(path) or DenseFFN.of_layer(layer) for path, layer in reduced.items()}
     fitted = _fit(model, reduced, leading, ffns, seed)
     return (*nulls, random_partition(ffns, fitted), static_mask(ffns, fitted), full_rank_compensation(fitted))
